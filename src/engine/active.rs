@@ -321,12 +321,12 @@ impl<'a> ActiveJob<'a> {
             }
             if output.encoded.is_some()
                 && let Some(&[differences, values]) = pairs.next()
-                && let Some(&[nonzero, flushed]) = pairs.next()
+                && let Some(&[parts, flushed]) = pairs.next()
             {
                 let error = EncodingError {
                     differences,
                     values,
-                    nonzero,
+                    parts,
                     flushed,
                 };
                 self.encoding_error = Some((output.number, error));

@@ -318,7 +318,7 @@ impl<R: Real> Band<'_, R> {
                 }
                 let error = EncodingError::measure(meant, &written);
                 sums.extend([error.differences, error.values]);
-                sums.extend([error.nonzero, error.flushed]);
+                sums.extend([error.parts, error.flushed]);
             }
             Ok(())
         })?;

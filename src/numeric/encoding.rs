@@ -184,26 +184,32 @@ pub struct EncodingError {
     pub differences: f64,
     /// Of the squares of the computed values.
     pub values: f64,
-    /// How many computed values are not zero.
-    pub nonzero: f64,
-    /// How many of these became zero: a much larger value shares their scale.
+    /// How many parts of the values were looked at.
+    pub parts: f64,
+    /// How many of these have many values that became zero: a far larger one shares their scale.
     pub flushed: f64,
 }
+
+/// The least share of a part's values that became zero which counts. Of normally distributed weights it is 0.001 %.
+const FLUSHED: f64 = 0.02;
 
 impl EncodingError {
     /// Of some values: as they were computed, and as they were written.
     pub fn measure<R: Real>(meant: &[R], written: &[R]) -> Self {
         let mut sum = Self::default();
+        let (mut nonzero, mut zero) = (0.0, 0.0);
         for (meant, written) in meant.iter().zip(written) {
             let (meant, written) = (meant.to_f64(), written.to_f64());
             let apart = written - meant;
             if apart.is_finite() {
                 sum.differences += apart * apart;
                 sum.values += meant * meant;
-                sum.nonzero += f64::from(meant != 0.0);
-                sum.flushed += f64::from(meant != 0.0 && written == 0.0);
+                nonzero += f64::from(meant != 0.0);
+                zero += f64::from(meant != 0.0 && written == 0.0);
             }
         }
+        sum.parts = 1.0;
+        sum.flushed = f64::from(zero > FLUSHED * nonzero);
         sum
     }
 
@@ -215,9 +221,9 @@ impl EncodingError {
         }
     }
 
-    /// The share of the values that are not zero and became zero.
+    /// The share of the parts of which many values became zero.
     pub fn flushed_share(&self) -> f64 {
-        self.flushed / self.nonzero.max(1.0)
+        self.flushed / self.parts.max(1.0)
     }
 }
 
@@ -225,7 +231,7 @@ impl std::ops::AddAssign for EncodingError {
     fn add_assign(&mut self, other: Self) {
         self.differences += other.differences;
         self.values += other.values;
-        self.nonzero += other.nonzero;
+        self.parts += other.parts;
         self.flushed += other.flushed;
     }
 }

@@ -16,7 +16,7 @@ pub(super) struct MeasuredError {
     tensor: String,
     differences: f64,
     values: f64,
-    nonzero: f64,
+    parts: f64,
     flushed: f64,
 }
 
@@ -25,7 +25,7 @@ impl MeasuredError {
         EncodingError {
             differences: self.differences,
             values: self.values,
-            nonzero: self.nonzero,
+            parts: self.parts,
             flushed: self.flushed,
         }
     }
@@ -39,7 +39,7 @@ pub(super) fn measured(plan: &Plan, found: &BTreeMap<usize, EncodingError>) -> V
             tensor: plan.tensors.get(number)?.name.clone(),
             differences: error.differences,
             values: error.values,
-            nonzero: error.nonzero,
+            parts: error.parts,
             flushed: error.flushed,
         })
     };
@@ -58,12 +58,10 @@ pub struct QuantizationError {
     pub largest: (String, f64),
     /// How many tensors were encoded.
     pub tensors: usize,
-    /// The tensor of which the largest share of values became zero, and that share, if it is worth a warning.
+    /// The tensor of which the largest share of parts has many values that became zero, and that share; none if no tensor
+    /// has any.
     pub flushed: Option<(String, f64)>,
 }
-
-/// The least share of values that become zero which is told. Of normally distributed weights in FP8 it is 0.001 %.
-const FLUSHED: f64 = 0.01;
 
 impl QuantizationError {
     /// Sums up what was measured of each tensor of a plan, by number; `None` if none was encoded.
@@ -83,7 +81,7 @@ impl QuantizationError {
                 largest = Some((name, error.relative()));
             }
             let share = error.flushed_share();
-            if share > flushed.map_or(FLUSHED, |(_, most)| most) {
+            if share > flushed.map_or(0.0, |(_, most)| most) {
                 flushed = Some((name, share));
             }
         }
@@ -106,7 +104,7 @@ impl QuantizationError {
         let (name, most) = &self.largest;
         let flushed = self.flushed.as_ref().map(|(name, share)| {
             format!(
-                "; of `{name}`, {:.0} % of the values that are not zero became zero, as a far larger one shares their scale",
+                "; in {:.2} % of `{name}`, many values became zero, as a far larger one shares their scale",
                 100.0 * share
             )
         });

@@ -856,8 +856,18 @@ fn infinity_has_no_code_and_what_a_far_larger_value_makes_zero_is_told() {
     );
     with(0x7f00);
     let huge = told("huge");
-    let said = format!("of `{name}`, 100 % of the values that are not zero became zero");
+    let said = format!("in 100.00 % of `{name}`, many values became zero");
     assert!(huge.contains(&said), "{huge}");
+
+    // Of many blocks one.
+    let sides = [1024, 128, 128];
+    let mut specs = mixture(1, 1, sides);
+    let place = specs.iter().position(|spec| spec.name == name).unwrap();
+    specs[place].bytes[2_000_000..2_000_002].copy_from_slice(&0x7f00u16.to_le_bytes());
+    bench.model("a", &config(1, sides, json!({})), &specs);
+    let huge = told("one");
+    let said = format!(" % of `{name}`, many values became zero");
+    assert!(huge.contains(&said) && !huge.contains("100.00 %"), "{huge}");
 }
 
 #[test]
