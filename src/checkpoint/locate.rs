@@ -190,9 +190,8 @@ impl Locator {
     fn in_store(&self, model: &ModelRef) -> Result<Location, CheckpointError> {
         let found = match &self.stores {
             Some(stores) => stores.fetch(model.text()),
-            None => Err(Refusal::new("this weld is built without object stores").with_hint(
-                "use the weld of `pip install weldment`, build it with `--features store`, or copy the model to a folder",
-            )),
+            None => Err(Refusal::new("this weld is built without object stores")
+                .with_hint("build it with `--features store`, or copy the model to a folder")),
         };
         let found = found.map_err(|source| CheckpointError::NotFetched {
             model: without_secrets(model.text()),
