@@ -67,7 +67,7 @@ def main():
             assert filecmp.cmp(work / "local" / name, work / "merged" / name, shallow=False), name
         assert run("verify", "merged", "--full").count("passed")
     # Adapters too, in turn and in parts.
-    run("extract-lora", "s3://models/family/base", "s3://models/family/cipher", "lora", "--rank", "4", "-q")
+    run("extract-lora", "s3://models/family/base", "s3://models/family/sort", "lora", "--rank", "4", "-q")
     for file in (work / "lora").iterdir():
         s3.upload_file(str(file), "models", f"family/lora/{file.name}")
     adapted = "merge_method: linear\nmodels: [{{model: {0}base+{1}@0.5, parameters: {{weight: 1}}}}]\n"
