@@ -81,6 +81,8 @@ pub struct ScratchFile {
 struct State {
     /// The ranges that have come.
     here: BTreeSet<(u64, u64)>,
+    /// Whether all of it has come.
+    is_whole: bool,
     /// Why a range did not come.
     failed: Option<Refusal>,
     /// Whether its name is gone.
@@ -229,11 +231,19 @@ impl RemoteFile for ScratchFile {
 
     fn fetch(&self, stopped: &(dyn Fn() -> bool + Sync)) -> Result<(), Refusal> {
         self.check_used()?;
-        self.origin.fetch(&self.file, &self.path, stopped)
+        // An adapter on several models is fetched by the first.
+        if !self.state().is_whole {
+            self.origin.fetch(&self.file, &self.path, stopped)?;
+            self.state().is_whole = true;
+        }
+        Ok(())
     }
 
     fn drop_content(&self) -> Result<(), Refusal> {
-        self.state().here.clear();
+        let mut state = self.state();
+        state.here.clear();
+        state.is_whole = false;
+        drop(state);
         let cut = || {
             self.file.set_len(self.header)?;
             self.file.set_len(self.size())

@@ -3,6 +3,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use errors::Refusal;
 use serde_json::{Value, json};
@@ -701,7 +702,7 @@ fn updates_of_grouped_convolutions_are_refused_as_what_they_are() {
 
 /// Where the bytes of a file are that is fetched later.
 #[derive(Debug)]
-struct Elsewhere(Vec<u8>);
+struct Elsewhere(Vec<u8>, Arc<AtomicUsize>);
 
 impl Origin for Elsewhere {
     fn name(&self) -> String {
@@ -717,6 +718,7 @@ impl Origin for Elsewhere {
     }
 
     fn fetch(&self, file: &File, _: &Path, _: &(dyn Fn() -> bool + Sync)) -> Result<(), Refusal> {
+        self.1.fetch_add(1, SeqCst);
         file.write_all_at(&self.0, 0)
             .map_err(|error| Refusal::new(error.to_string()))
     }
@@ -741,12 +743,15 @@ fn an_adapter_that_lies_elsewhere_is_fetched_before_it_is_read() {
     };
     let model = ModelRef::parse("model+adapter").unwrap();
     let mut location = locator.locate(&model).unwrap();
+    let fetched = Arc::new(AtomicUsize::new(0));
     let scratch = Arc::new(ScratchFolder::new(folder.path()).unwrap());
-    let origin = Box::new(Elsewhere(bytes.clone()));
+    let origin = Box::new(Elsewhere(bytes.clone(), Arc::clone(&fetched)));
     let used = ScratchUse::Fetched(scratch);
     let file = ScratchFile::new(weights.clone(), &bytes[..header], origin, used).unwrap();
     let remote: Vec<(PathBuf, Arc<dyn RemoteFile>)> = vec![(weights, Arc::new(file))];
     location.adapters[0].location.remote = remote.into_iter().collect();
     let opened = Checkpoint::open("model+adapter", &location).unwrap();
     assert_eq!(bits(&opened), expected);
+    Checkpoint::open("model+adapter", &location).unwrap();
+    assert_eq!(fetched.load(SeqCst), 1);
 }
