@@ -15,6 +15,7 @@ use super::memory::available;
 use super::mergekit::Mergekit;
 use super::network::{Needs, Network};
 use super::output::Failure;
+use super::stores;
 use checkpoint::{Locator, ModelRef, is_store_address};
 use engine::{Budget, Settings};
 use errors::Refusal;
@@ -56,13 +57,26 @@ pub(super) enum Format {
 
 /// Reads where something is written: a place on this machine, and no address of a store.
 pub(super) fn place() -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().try_map(|path| match path.to_str() {
-        Some(text) if is_store_address(text) => Err(
-            "models are read from stores and not written there: write to a folder, and copy that"
-                .to_owned(),
-        ),
-        _ => Ok(path),
+    PathBufValueParser::new().try_map(|path| match is_in_store(&path) {
+        true => Err("this is not written to a store: name a place on this machine, and copy it"),
+        false => Ok(path),
     })
+}
+
+/// Reads where a checkpoint is written: a folder, or an address of a store where weld is built with them.
+pub(super) fn folder_or_store() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match is_in_store(&path) && !cfg!(feature = "store") {
+        true => Err(
+            "this weld is built without object stores: write to a folder, and copy it, or build it with \
+             `--features store`",
+        ),
+        false => Ok(path),
+    })
+}
+
+/// Whether what is to be written goes to a store.
+pub(super) fn is_in_store(path: &Path) -> bool {
+    path.to_str().is_some_and(is_store_address)
 }
 
 /// What a plan depends on.
@@ -125,28 +139,32 @@ impl PlanArguments {
         Ok(recipe::parse_with_registry(&self.name(), &text)?)
     }
 
-    /// Plans the recipe of a merge.
+    /// Plans the recipe of a merge, for an output if there is to be one.
     pub(super) fn plan(
         &self,
         recipe: &Recipe,
         needs: Needs,
+        out: Option<&Path>,
         caller: &Caller,
     ) -> Result<Plan, Failure> {
-        let (locator, options) = self.surroundings(needs, caller)?;
+        let (locator, mut options) = self.surroundings(needs, caller)?;
+        self.leave_room(out, &mut options)?;
         let path = self.name();
         let plan = plan::plan(recipe, &path, &locator, &options);
         plan.map_err(|error| caller.failure(error.into()))
     }
 
-    /// Plans a recipe of any kind.
+    /// Plans a recipe of any kind, for an output if there is to be one.
     pub(super) fn plan_recipe(
         &self,
         recipe: &AnyRecipe,
         moe: &MoeArguments,
         needs: Needs,
+        out: Option<&Path>,
         caller: &Caller,
     ) -> Result<Plan, Failure> {
-        let (locator, options) = self.surroundings(needs, caller)?;
+        let (locator, mut options) = self.surroundings(needs, caller)?;
+        self.leave_room(out, &mut options)?;
         let path = self.name();
         let plan = plan_any(recipe, &path, &locator, &moe.options(options));
         plan.map_err(|error| caller.failure(error.into()))
@@ -157,6 +175,21 @@ impl PlanArguments {
         for note in &self.mergekit.notes {
             say(&format!("note: {note}"));
         }
+    }
+
+    /// Leaves the memory that an output in a store takes.
+    fn leave_room(&self, out: Option<&Path>, options: &mut Options) -> Result<(), Failure> {
+        let Some(out) = out.filter(|out| is_in_store(out)) else {
+            return Ok(());
+        };
+        if self.network.offline {
+            let out = out.display();
+            let message = format!("the network is not to be used, and `{out}` is in a store");
+            let hint = "leave out --offline, or write to a folder";
+            return Err(Failure::input(Refusal::new(message).with_hint(hint)));
+        }
+        options.settings.memory = options.settings.memory.without(stores::held());
+        Ok(())
     }
 
     /// The locator for models, and the plan's options.

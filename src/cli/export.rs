@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::arguments::place;
+use super::arguments::{is_in_store, place};
 use super::caller::Caller;
 use super::network::{Needs, Network};
 use super::output::Failure;
@@ -157,6 +157,14 @@ impl BesideArguments {
         let Some(out) = &self.gguf else {
             return Ok(());
         };
+        if is_in_store(folder) {
+            let message = format!(
+                "--gguf is made of a folder, and {} is in a store",
+                folder.display()
+            );
+            let hint = "leave it out; `weld export gguf` makes the file of the checkpoint there";
+            return Err(Failure::input(Refusal::new(message).with_hint(hint)));
+        }
         // The lock does not list it, so that `weld verify` would not pass the folder.
         if absolute(out)?.starts_with(absolute(folder)?) {
             let message = format!("{} is within {}", out.display(), folder.display());

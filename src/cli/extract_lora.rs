@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::Value;
 
-use super::arguments::{Format, Threads, place};
+use super::arguments::{Format, Threads, folder_or_store};
 use super::caller::Caller;
 use super::memory::PeakMemory;
 use super::merge::{record_places, say_how_to_verify};
@@ -14,11 +14,11 @@ use super::network::{Needs, Network};
 use super::output::{Failure, print_json};
 use super::progress::Progress;
 use super::signals::Work;
+use super::stores;
 use checkpoint::{Checkpoint, Locator, ModelRef};
 use errors::{printable, some_of};
 use lora::{ExtractError, Extraction, ExtractionRecipe, Report};
 use run::AdapterOrigin;
-use run::destination::Folder;
 
 /// How many tensors that stay out of the adapter are named.
 const LEFT_OUT_SHOWN: usize = 5;
@@ -39,8 +39,8 @@ pub(super) struct Arguments {
     #[arg(value_parser = ModelRef::parse)]
     finetune: ModelRef,
 
-    /// The folder to write
-    #[arg(value_parser = place())]
+    /// The folder to write, here or in an object store (s3://BUCKET/FOLDER)
+    #[arg(value_parser = folder_or_store())]
     out: PathBuf,
 
     /// The rank of each matrix; lower where its change has a lower one
@@ -148,6 +148,7 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Fail
     for note in extraction.notes() {
         caller.say(&format!("note: {}", printable(&note)));
     }
+    let destination = stores::destination(&arguments.out, arguments.force, caller)?;
     let origin = AdapterOrigin {
         hash_inputs: arguments.hash_inputs,
         ..recipe.origin(&base, &tuned, threads)
@@ -155,8 +156,7 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Fail
     let peak = PeakMemory::watch();
     let progress = Progress::reading(&[&base, &tuned], "extracting from", caller);
     let started = std::time::Instant::now();
-    let folder = Folder::new(&arguments.out, arguments.force);
-    let done = extraction.run(origin, &folder, &progress);
+    let done = extraction.run(origin, &*destination, &progress);
     progress.finish();
     let (made, peak) = (done?, peak.stop());
     let report = &made.report;

@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::arguments::{Format, PlanArguments, place};
+use super::arguments::{Format, PlanArguments, folder_or_store};
 use super::caller::Caller;
 use super::export::BesideArguments;
 use super::memory::{PeakMemory, available};
@@ -17,11 +17,11 @@ use super::part::{self, PartArguments};
 use super::progress::Progress;
 use super::record;
 use super::signals::Work;
+use super::stores;
 use audit::check::check_written;
 use checkpoint::Checkpoint;
 use errors::printable;
 use plan::Plan;
-use run::destination::Folder;
 use run::{self, Look, RunOptions, Summary, input_places};
 
 /// Merge models by a recipe and write a checkpoint folder
@@ -54,7 +54,8 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Fail
         return merge_adapter::write(&arguments.plan, &arguments.output, recipe, caller);
     }
     let needs = arguments.scratch.or(Needs::Weights);
-    let mut plan = arguments.plan.plan(&recipe, needs, caller)?;
+    let out = Some(arguments.output.out.as_path());
+    let mut plan = arguments.plan.plan(&recipe, needs, out, caller)?;
     let limit = arguments.scratch.limit;
     if let Some(fetches) = run::fetches(&plan, limit)? {
         plan.notes.push(fetches.to_string());
@@ -65,8 +66,8 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Fail
 /// Where a checkpoint is written, and what is printed about it.
 #[derive(Args)]
 pub(super) struct OutputArguments {
-    /// The folder to write
-    #[arg(value_parser = place())]
+    /// The folder to write, here or in an object store (s3://BUCKET/FOLDER)
+    #[arg(value_parser = folder_or_store())]
     pub(super) out: PathBuf,
 
     /// Replace OUT if it is not empty
@@ -127,6 +128,7 @@ impl OutputArguments {
         caller: &Caller,
     ) -> Result<Value, Failure> {
         self.beside.check(&self.out, self.force, plan)?;
+        let destination = stores::destination(&self.out, self.force, caller)?;
         for note in &plan.notes {
             caller.say(&format!("note: {}", printable(note)));
         }
@@ -161,10 +163,7 @@ impl OutputArguments {
         }
         let done = match self.parts.resume {
             true => run::run_resumed(plan, &self.out, self.force, options, &progress),
-            false => {
-                let folder = Folder::new(&self.out, self.force);
-                run::run(plan, &folder, options, &progress)
-            }
+            false => run::run(plan, &*destination, options, &progress),
         };
         progress.finish();
         let (summary, peak) = (done?, peak.stop());

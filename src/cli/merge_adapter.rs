@@ -10,10 +10,10 @@ use super::merge::{OutputArguments, record_places, say_how_to_verify};
 use super::network::Needs;
 use super::output::Failure;
 use super::progress::Progress;
+use super::stores;
 use errors::printable;
 use lora::AdapterMerge;
 use recipe::Recipe;
-use run::destination::{Folder, folder_of};
 
 /// Plans a recipe whose result is an adapter.
 pub(super) fn plan(
@@ -44,8 +44,8 @@ pub(super) fn write(
     let progress = Progress::reading(&models, "merging the adapters of", caller);
     let started = std::time::Instant::now();
     let done = merge.run(
-        &Folder::new(&output.out, output.force),
-        folder_of(&output.out),
+        &*stores::destination(&output.out, output.force, caller)?,
+        &stores::scratch_for(&output.out),
         output.hash_inputs,
         &progress,
     );

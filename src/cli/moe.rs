@@ -69,9 +69,10 @@ fn make(arguments: &Arguments, caller: &Caller) -> Result<(Plan, Value), Failure
             return Err(merge.error(vec![problem]).into());
         }
     };
+    let out = Some(arguments.output.out.as_path());
     let plan = arguments
         .plan
-        .plan_recipe(&recipe, &arguments.moe, Needs::Weights, caller)?;
+        .plan_recipe(&recipe, &arguments.moe, Needs::Weights, out, caller)?;
     if let Some(assembly) = assembly.filter(|_| arguments.check) {
         prove(arguments, assembly, caller)?;
     }

@@ -162,7 +162,9 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Plan, Failu
 
 fn planned(arguments: &Arguments, recipe: &AnyRecipe, caller: &Caller) -> Result<Plan, Failure> {
     let (moe, needs) = (&arguments.moe, Needs::Headers);
-    let mut plan = arguments.plan.plan_recipe(recipe, moe, needs, caller)?;
+    let mut plan = arguments
+        .plan
+        .plan_recipe(recipe, moe, needs, None, caller)?;
     if let Some(limit) = arguments.scratch.limit
         && let Some(fetches) = run::fetches(&plan, Some(limit))?
     {

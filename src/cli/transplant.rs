@@ -11,11 +11,11 @@ use super::network::{Needs, Network};
 use super::output::Failure;
 use super::progress::Progress;
 use super::signals::Work;
+use super::stores;
 use checkpoint::{ModelRef, Resolver};
 use engine::Settings;
 use errors::{printable, some_of};
 use plan::Options;
-use run::destination::folder_of;
 use serde_json::Value;
 use transplant::{Method, Report, Request, TableReport, Transplant};
 
@@ -94,6 +94,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// What was written, as JSON.
 fn write(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
     let output = &arguments.output;
+    let scratch = stores::scratch_for(&output.out);
     let locator = arguments.network.locator(None, Needs::Weights, caller)?;
     let request = Request {
         model: &arguments.model,
@@ -116,7 +117,7 @@ fn write(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
             shard_size: arguments.shard_size,
             tokenizer_from: None,
         },
-        scratch: folder_of(&output.out),
+        scratch: &scratch,
     };
     let donor = locator
         .resolve(&arguments.donor)

@@ -191,6 +191,9 @@ pub enum RunError {
     /// Weights that lie elsewhere did not come.
     #[error("{0}")]
     NotFetched(Refusal),
+    /// The output did not come to the store where it should go.
+    #[error("{0}")]
+    NotStored(Refusal),
     /// The digests of inputs are asked for, which are dropped while they are used, or read in parts.
     #[error(
         "digests of inputs cannot be taken of inputs that are read in parts, or dropped as they are used"
@@ -247,6 +250,7 @@ impl Hint for RunError {
             Self::NotPrepared(why)
             | Self::Unsound(why)
             | Self::NotFetched(why)
+            | Self::NotStored(why)
             | Self::NotJoined(why) => {
                 return why.hint();
             }
@@ -297,6 +301,7 @@ impl Hint for RunError {
             Self::NotPrepared(why)
             | Self::Unsound(why)
             | Self::NotFetched(why)
+            | Self::NotStored(why)
             | Self::NotJoined(why) => Hint::about(why),
             Self::ScratchTooSmall { tensor, .. } => match tensor {
                 Some(tensor) => About::default().tensor(tensor),
@@ -339,6 +344,7 @@ impl RunError {
             | Self::Cancelled
             | Self::NoScratch { .. }
             | Self::NotFetched(_)
+            | Self::NotStored(_)
             | Self::InputChanged { .. }
             | Self::DiskFull { .. } => false,
             _ => true,

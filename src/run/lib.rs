@@ -282,7 +282,14 @@ fn files_read(plan: &Plan) -> Vec<PathBuf> {
     let models = models.iter().flat_map(|model| model.location().paths());
     let side = plan.sidecars.iter().map(|(_, file)| file.path.as_path());
     let recipe = Path::new(&plan.recipe.0);
-    let all = models.chain(weights).chain(side).chain([recipe]);
+    let stored = plan.stored_models();
+    let stored = stored.iter().flat_map(|model| model.location().parts());
+    let stored = stored.filter_map(|part| Some(Path::new(&part.store.as_ref()?.address)));
+    let all = models
+        .chain(weights)
+        .chain(side)
+        .chain([recipe])
+        .chain(stored);
     all.map(Path::to_owned).collect()
 }
 

@@ -9,6 +9,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
+use object_store::multipart::MultipartStore;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig};
 use tokio::runtime::{Builder, Runtime};
 
@@ -151,55 +152,60 @@ impl Client {
                 .with_read_timeout(READ_TIMEOUT)
                 .with_connect_timeout(CONNECT_TIMEOUT)
         };
-        let objects: Arc<dyn ObjectStore> = match &address.scheme {
-            ObjectStoreScheme::AmazonS3 => {
-                let options = settings.for_aws()?;
-                let client = client(has_plain_endpoint(&options));
-                let mut builder = AmazonS3Builder::new().with_url(url).with_retry(retry);
-                builder = builder.with_client_options(client);
-                for (name, value) in options {
-                    if let Ok(key) = name.parse() {
-                        builder = builder.with_config(key, value);
+        let (objects, multipart): (Arc<dyn ObjectStore>, Option<Arc<dyn MultipartStore>>) =
+            match &address.scheme {
+                ObjectStoreScheme::AmazonS3 => {
+                    let options = settings.for_aws()?;
+                    let client = client(has_plain_endpoint(&options));
+                    let mut builder = AmazonS3Builder::new().with_url(url).with_retry(retry);
+                    builder = builder.with_client_options(client);
+                    for (name, value) in options {
+                        if let Ok(key) = name.parse() {
+                            builder = builder.with_config(key, value);
+                        }
                     }
+                    let made = Arc::new(builder.build().map_err(failed)?);
+                    (Arc::clone(&made) as _, Some(made as _))
                 }
-                Arc::new(builder.build().map_err(failed)?)
-            }
-            ObjectStoreScheme::GoogleCloudStorage => {
-                let options: Vec<_> = settings.named("google_").collect();
-                let mut builder = GoogleCloudStorageBuilder::new()
-                    .with_url(url)
-                    .with_retry(retry);
-                builder = builder.with_client_options(client(has_plain_endpoint(&options)));
-                for (name, value) in options {
-                    if let Ok(key) = name.parse() {
-                        builder = builder.with_config(key, value);
+                ObjectStoreScheme::GoogleCloudStorage => {
+                    let options: Vec<_> = settings.named("google_").collect();
+                    let mut builder = GoogleCloudStorageBuilder::new()
+                        .with_url(url)
+                        .with_retry(retry);
+                    builder = builder.with_client_options(client(has_plain_endpoint(&options)));
+                    for (name, value) in options {
+                        if let Ok(key) = name.parse() {
+                            builder = builder.with_config(key, value);
+                        }
                     }
+                    let made = Arc::new(builder.build().map_err(failed)?);
+                    (Arc::clone(&made) as _, Some(made as _))
                 }
-                Arc::new(builder.build().map_err(failed)?)
-            }
-            ObjectStoreScheme::MicrosoftAzure => {
-                let options: Vec<_> = settings.named("azure_").collect();
-                let mut builder = MicrosoftAzureBuilder::new().with_url(url).with_retry(retry);
-                builder = builder.with_client_options(client(has_plain_endpoint(&options)));
-                for (name, value) in options {
-                    if let Ok(key) = name.parse() {
-                        builder = builder.with_config(key, value);
+                ObjectStoreScheme::MicrosoftAzure => {
+                    let options: Vec<_> = settings.named("azure_").collect();
+                    let mut builder = MicrosoftAzureBuilder::new().with_url(url).with_retry(retry);
+                    builder = builder.with_client_options(client(has_plain_endpoint(&options)));
+                    for (name, value) in options {
+                        if let Ok(key) = name.parse() {
+                            builder = builder.with_config(key, value);
+                        }
                     }
+                    let made = Arc::new(builder.build().map_err(failed)?);
+                    (Arc::clone(&made) as _, Some(made as _))
                 }
-                Arc::new(builder.build().map_err(failed)?)
-            }
-            _ => {
-                let server = &address.url[..url::Position::BeforePath];
-                let builder = HttpBuilder::new()
-                    .with_url(server)
-                    .with_retry(retry)
-                    .with_client_options(client(address.url.scheme() == "http"));
-                Arc::new(builder.build().map_err(failed)?)
-            }
-        };
+                _ => {
+                    let server = &address.url[..url::Position::BeforePath];
+                    let builder = HttpBuilder::new()
+                        .with_url(server)
+                        .with_retry(retry)
+                        .with_client_options(client(address.url.scheme() == "http"));
+                    (Arc::new(builder.build().map_err(failed)?), None)
+                }
+            };
         Ok(Store {
             address: address.clone(),
             objects,
+            multipart,
             runtime: Arc::clone(&self.runtime),
             pause: settings.pause,
         })
@@ -220,6 +226,8 @@ fn has_plain_endpoint<K: AsRef<str>, V: AsRef<str>>(options: &[(K, V)]) -> bool 
 pub(crate) struct Store {
     pub(crate) address: Address,
     pub(crate) objects: Arc<dyn ObjectStore>,
+    /// Uploads in pieces; a web server takes none.
+    multipart: Option<Arc<dyn MultipartStore>>,
     runtime: Arc<Runtime>,
     pause: Duration,
 }
@@ -231,6 +239,16 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
+    /// What takes uploads in pieces.
+    ///
+    /// # Errors
+    /// It is a web server.
+    pub(crate) fn uploads(&self) -> Result<&dyn MultipartStore, StoreError> {
+        self.multipart.as_deref().ok_or_else(|| StoreError::OnWeb {
+            address: self.address.text().to_owned(),
+        })
+    }
+
     /// Waits after so many failures, for longer after each.
     pub(crate) async fn pause(&self, failures: u32) {
         let pause = self.pause.saturating_mul(1 << failures);

@@ -164,6 +164,50 @@ pub enum StoreError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A web server takes no files.
+    #[error("`{address}` is on a web server, which takes no files")]
+    OnWeb {
+        /// The address.
+        address: String,
+    },
+    /// What is where the output should go does not look like a checkpoint, so it is not replaced.
+    #[error("`{address}` holds {objects} files and no checkpoint: there is no config.json")]
+    NoCheckpoint {
+        /// The address.
+        address: String,
+        /// How many files there are.
+        objects: usize,
+    },
+    /// Another run writes there, or was killed.
+    #[error("a run of weld writes to `{address}` since {since}, or was killed there")]
+    Written {
+        /// The address.
+        address: String,
+        /// When its note was last changed.
+        since: String,
+    },
+    /// Another run has replaced the note of this one.
+    #[error("another run of weld writes to `{address}` now")]
+    TakenOver {
+        /// The address.
+        address: String,
+    },
+    /// The store cannot put a file under a condition, so two runs could write the same files.
+    #[error(
+        "the store of `{address}` cannot tell whether a file is there already when it puts one"
+    )]
+    NoConditions {
+        /// The address.
+        address: String,
+    },
+    /// Files were being put in place when it failed.
+    #[error("some files are in place at `{address}`, and some are not: {reason}")]
+    HalfPlaced {
+        /// The address.
+        address: String,
+        /// What failed.
+        reason: String,
+    },
     /// The user asked to stop.
     #[error("stopped")]
     Stopped,
@@ -312,6 +356,20 @@ impl Hint for StoreError {
             Self::Header { .. } => "the file is no safetensors file: tell its owner".into(),
             Self::NoRoom { .. } => {
                 "free some space, or set XDG_CACHE_HOME to a folder on a larger disk".into()
+            }
+            Self::OnWeb { .. } => "write to a folder, or to s3://, gs:// or az://".into(),
+            Self::NoCheckpoint { .. } => {
+                "name a folder of its own, or remove what is there with the store's own tool".into()
+            }
+            Self::Written { .. } => {
+                "wait for it; if it does not run any more, --force removes what it has left".into()
+            }
+            Self::TakenOver { .. } => "let one of the two end, and write again with --force".into(),
+            Self::NoConditions { .. } => {
+                "if it can (If-None-Match), set AWS_CONDITIONAL_PUT=etag; else write to a folder, and copy that".into()
+            }
+            Self::HalfPlaced { .. } => {
+                "there is no config.json, so nothing takes it for a checkpoint: write it again with --force".into()
             }
             Self::Io { .. } | Self::Stopped => return None,
         })

@@ -13,11 +13,12 @@ use rustix::fs::statvfs;
 use super::address::Address;
 use super::client::{Client, Settings, Store};
 use super::error::StoreError;
-use super::read::{ATTEMPTS, Object};
+use super::list::{Entry, MAX_OBJECTS, list};
+use super::read::Object;
 use checkpoint::{
-    ListedFile, MAX_HEADER_BYTES, Origin, RemoteFile, RemoteFiles, ScratchFile, ScratchFolder,
-    ScratchUse, StoreFolder, StoredModel, StoredObject, Stores, Transfer, is_path_within,
-    is_safetensors, is_weights, wanted,
+    MAX_HEADER_BYTES, Origin, RemoteFile, RemoteFiles, ScratchFile, ScratchFolder, ScratchUse,
+    StoreFolder, StoredModel, StoredObject, Stores, Transfer, is_path_within, is_safetensors,
+    is_weights, wanted,
 };
 use errors::Refusal;
 
@@ -26,9 +27,6 @@ const LENGTH_BYTES: u64 = 8;
 
 /// How much of a weight file is asked for first: most headers are shorter.
 const FIRST: u64 = 128 << 10;
-
-/// The most objects of a folder that are listed.
-const MAX_OBJECTS: usize = 100_000;
 
 /// How many small files are fetched at a time.
 const AT_A_TIME: usize = 8;
@@ -288,24 +286,6 @@ impl Stores for Models {
     }
 }
 
-/// A file in a store.
-#[derive(Debug, Clone)]
-struct Entry {
-    /// Its path from the folder of the model.
-    name: String,
-    size: u64,
-}
-
-impl ListedFile for Entry {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn size(&self) -> u64 {
-        self.size
-    }
-}
-
 impl Entry {
     /// The single file that an address names.
     async fn of_address(store: &Store) -> Result<Entry, StoreError> {
@@ -340,49 +320,13 @@ async fn size_of(
     }
 }
 
-/// The files below an address, as the store lists them. A list that breaks off is asked for again.
+/// The files of a model, as the store lists them.
 async fn listed(store: &Store) -> Result<Vec<Entry>, StoreError> {
-    let mut failures = 0;
-    loop {
-        match listed_once(store).await {
-            Err(StoreError::Unreachable { .. }) if failures + 1 < ATTEMPTS => {
-                failures += 1;
-                store.pause(failures).await;
-            }
-            done => return done,
-        }
-    }
-}
-
-async fn listed_once(store: &Store) -> Result<Vec<Entry>, StoreError> {
-    let address = &store.address;
-    let mut entries = Vec::new();
-    let mut objects = store.objects.list(Some(&address.path));
-    while let Some(object) = objects.next().await {
-        let object = object
-            .map_err(|error| StoreError::of(error, &format!("the list of `{}`", address.text())))?;
-        // A store may list what was not asked for.
-        let Some(parts) = object.location.prefix_match(&address.path) else {
-            continue;
-        };
-        let parts: Vec<String> = parts.map(|part| part.as_ref().to_owned()).collect();
-        if parts.is_empty() {
-            continue;
-        }
-        if entries.len() == MAX_OBJECTS {
-            return Err(StoreError::TooMany {
-                address: address.text().to_owned(),
-                limit: MAX_OBJECTS,
-            });
-        }
-        entries.push(Entry {
-            name: parts.join("/"),
-            size: object.size,
-        });
-    }
+    let address = store.address.text();
+    let entries = list(store).await?;
     if entries.is_empty() {
         return Err(StoreError::Nothing {
-            address: address.text().to_owned(),
+            address: address.to_owned(),
         });
     }
     match entries.iter().any(|entry| is_weights(&entry.name)) {
@@ -390,7 +334,7 @@ async fn listed_once(store: &Store) -> Result<Vec<Entry>, StoreError> {
         // Something may need no more than a config or a tokenizer.
         false if entries.iter().any(|entry| entry.name.ends_with(".json")) => Ok(entries),
         false => Err(StoreError::NoWeights {
-            address: address.text().to_owned(),
+            address: address.to_owned(),
         }),
     }
 }

@@ -1,4 +1,4 @@
-"""Reads models from an S3 server that is not ours, moto: plans, merges, verifies, and takes what is wrong.
+"""Reads models from an S3 server that is not ours, moto, and writes to it: plans, merges, verifies, and takes what is wrong.
 
     pip install 'moto[server]' boto3
     cargo build --features hub,store
@@ -9,6 +9,7 @@ Uploads the models of recipes/family, merges them from `s3://`, and compares wit
 
 import argparse
 import filecmp
+import logging
 import os
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import boto3
 from moto.server import ThreadedMotoServer
+
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["base", "sort", "add"]
@@ -80,6 +83,31 @@ def main():
     for name in ["lora-in-turn", "lora-in-parts"]:
         assert filecmp.cmp(work / "local-lora/model.safetensors", work / name / "model.safetensors", shallow=False), name
         run("verify", name, "--full")
+
+    # To the store, in several weight files and in one; a checkpoint that is there is replaced only with --force.
+    def there(folder):
+        listed = s3.list_objects_v2(Bucket="models", Prefix=folder + "/").get("Contents", [])
+        return {entry["Key"][len(folder) + 1 :]: s3.get_object(Bucket="models", Key=entry["Key"])["Body"].read() for entry in listed}
+
+    def is_written(folder, local):
+        files = {path.relative_to(work / local).as_posix(): path.read_bytes() for path in (work / local).rglob("*") if path.is_file()}
+        found = there(folder)
+        assert found.keys() == files.keys(), (found.keys(), files.keys())
+        wrong = [name for name, data in files.items() if found[name] != data and name not in ["README.md", "weldment.lock.json"]]
+        assert not wrong, wrong
+        assert not s3.list_multipart_uploads(Bucket="models").get("Uploads"), "uploads are left"
+
+    for size, local, force in [("5GB", "whole", []), ("300KB", "cut", ["--force"])]:
+        run("merge", "recipe.yml", local, "--shard-size", size, "-q")
+        run("merge", "recipe.yml", "s3://models/made/merged", "--shard-size", size, "-q", *force)
+        is_written("made/merged", local)
+        assert run("verify", "s3://models/made/merged", "--full").count("passed")
+    assert "is not empty" in run("merge", "recipe.yml", "s3://models/made/merged", code=1)
+    assert "which would be lost" in run("merge", "recipe.yml", "s3://models/family/base", "--force", code=1)
+    assert "and no checkpoint" in run("merge", "recipe.yml", "s3://models/made", "--force", code=2)
+    assert "NoSuchBucket" in run("merge", "recipe.yml", "s3://nobucket/made", code=2)
+    run("extract-lora", "s3://models/family/base", "s3://models/family/sort", "s3://models/made/lora", "--rank", "4", "-q")
+    run("verify", "s3://models/made/lora")
 
     run("inspect", "s3://models/family/sort")
     run("inspect", "s3://models/family/sort/model.safetensors")

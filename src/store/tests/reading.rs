@@ -2,200 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
-use std::thread;
-use std::time::Duration;
 
-use checkpoint::{StoreFolder, Stores, Transfer};
+use checkpoint::{StoreFolder, Stores};
 use errors::{Hint, Refusal};
 use tempfile::TempDir;
 
-use super::{AwsFiles, Models, Settings, Use};
-
-/// An answer's status, its headers, its body, and how much of it is sent before the connection is cut.
-struct Answer {
-    status: u16,
-    headers: Vec<(&'static str, String)>,
-    body: Vec<u8>,
-    sent: usize,
-}
-
-/// What the server does instead of what it should: it gets the number of the request, its path, its range, and the right
-/// answer.
-type Fault = dyn Fn(usize, &str, Option<(u64, u64)>, Answer) -> Answer + Send + Sync;
-
-/// A server of files, as S3 and as a plain web server.
-struct Server {
-    port: u16,
-    requests: Arc<AtomicUsize>,
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-impl Server {
-    fn new(files: BTreeMap<String, Vec<u8>>, fault: Box<Fault>) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (requests, asked) = (Arc::new(AtomicUsize::new(0)), Arc::default());
-        let server = Server {
-            port,
-            requests: Arc::clone(&requests),
-            asked: Arc::clone(&asked),
-        };
-        let (files, fault): (_, Arc<Fault>) = (Arc::new(files), Arc::from(fault));
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (files, fault) = (Arc::clone(&files), Arc::clone(&fault));
-                let (requests, asked) = (Arc::clone(&requests), Arc::clone(&asked));
-                thread::spawn(move || serve(&stream, &files, &*fault, &requests, &asked));
-            }
-        });
-        server
-    }
-}
-
-fn serve(
-    stream: &TcpStream,
-    files: &BTreeMap<String, Vec<u8>>,
-    fault: &Fault,
-    requests: &AtomicUsize,
-    asked: &Mutex<Vec<String>>,
-) -> Option<()> {
-    let mut lines = BufReader::new(stream).lines();
-    let first = lines.next()?.ok()?;
-    let mut words = first.split(' ');
-    let (method, target) = (words.next()?, words.next()?);
-    let mut range = None;
-    let mut condition = None;
-    for line in lines
-        .map_while(Result::ok)
-        .take_while(|line| !line.is_empty())
-    {
-        let (name, value) = line.split_once(": ")?;
-        match name.to_ascii_lowercase().as_str() {
-            "range" => {
-                let (from, to) = value.strip_prefix("bytes=")?.split_once('-')?;
-                range = Some((from.parse().ok()?, to.parse::<u64>().ok()? + 1));
-            }
-            "if-match" => condition = Some(value.to_owned()),
-            _ => {}
-        }
-    }
-    let number = requests.fetch_add(1, SeqCst);
-    asked.lock().unwrap().push(format!("{method} {target}"));
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let answer = match query.contains("list-type=2") {
-        true => list(files, query),
-        false => file(files, path, range),
-    };
-    let answer = fault(number, path, range, answer);
-    let changed = |answer: &Answer| {
-        let etag = answer.headers.iter().find(|(name, _)| *name == "ETag");
-        condition
-            .as_ref()
-            .is_some_and(|wanted| etag.is_none_or(|(_, etag)| etag != wanted))
-    };
-    let answer = match changed(&answer) {
-        true if answer.status < 300 => error(412, "PreconditionFailed"),
-        _ => answer,
-    };
-    let mut text = format!("HTTP/1.1 {} X\r\nConnection: close\r\n", answer.status);
-    if !answer
-        .headers
-        .iter()
-        .any(|(name, _)| *name == "Content-Length")
-    {
-        text.push_str(&format!("Content-Length: {}\r\n", answer.body.len()));
-    }
-    for (name, value) in &answer.headers {
-        text.push_str(&format!("{name}: {value}\r\n"));
-    }
-    let mut stream = stream;
-    stream.write_all(format!("{text}\r\n").as_bytes()).ok()?;
-    if method != "HEAD" {
-        stream
-            .write_all(&answer.body[..answer.sent.min(answer.body.len())])
-            .ok()?;
-    }
-    Some(())
-}
-
-fn error(status: u16, code: &str) -> Answer {
-    let body = format!("<Error><Code>{code}</Code><Message>geheim</Message></Error>").into_bytes();
-    Answer {
-        status,
-        headers: Vec::new(),
-        sent: body.len(),
-        body,
-    }
-}
-
-const DATE: &str = "Tue, 01 Dec 2026 00:00:00 GMT";
-
-fn file(files: &BTreeMap<String, Vec<u8>>, path: &str, range: Option<(u64, u64)>) -> Answer {
-    let Some(bytes) = files.get(path.trim_start_matches("/bucket/").trim_start_matches('/')) else {
-        return error(404, "NoSuchKey");
-    };
-    let size = bytes.len() as u64;
-    let mut headers = vec![
-        ("ETag", format!("\"{size}\"")),
-        ("Last-Modified", DATE.to_owned()),
-    ];
-    let (status, body) = match range {
-        None => (200, bytes.clone()),
-        Some((from, to)) => {
-            let to = to.min(size);
-            headers.push(("Content-Range", format!("bytes {from}-{}/{size}", to - 1)));
-            (206, bytes[from as usize..to as usize].to_vec())
-        }
-    };
-    Answer {
-        status,
-        headers,
-        sent: body.len(),
-        body,
-    }
-}
-
-fn list(files: &BTreeMap<String, Vec<u8>>, query: &str) -> Answer {
-    let prefix = query
-        .split('&')
-        .find_map(|part| part.strip_prefix("prefix="))
-        .unwrap_or("");
-    let prefix = prefix.replace("%2F", "/");
-    let listed = files.iter().filter(|(name, _)| name.starts_with(&prefix));
-    let listed = listed.map(|(name, bytes)| {
-        format!(
-            "<Contents><Key>{name}</Key><LastModified>2026-12-01T00:00:00.000Z</LastModified><ETag>\"{0}\"</ETag>\
-             <Size>{0}</Size></Contents>",
-            bytes.len()
-        )
-    });
-    let body = format!(
-        "<ListBucketResult><IsTruncated>false</IsTruncated>{}</ListBucketResult>",
-        listed.collect::<String>()
-    );
-    Answer {
-        status: 200,
-        headers: Vec::new(),
-        sent: body.len(),
-        body: body.into_bytes(),
-    }
-}
-
-/// Follows nothing, and never stops.
-struct Silent;
-
-impl Transfer for Silent {
-    fn begin(&self, _: &str, _: u64) {}
-    fn advance(&self, _: u64) {}
-    fn finish(&self) {}
-    fn stopped(&self) -> bool {
-        false
-    }
-}
+use super::server::{Answer, Fault, Server, Silent, error, etag};
+use crate::{Models, Use};
 
 /// A safetensors file of one tensor of bytes.
 fn weights(count: usize) -> Vec<u8> {
@@ -235,24 +50,12 @@ impl Bench {
 
     /// Fetches `m` from the server: as a bucket's, or as a web server's.
     fn fetch(&self, used: Use, is_web: bool) -> Result<StoreFolder, Refusal> {
-        let endpoint = format!("http://127.0.0.1:{}", self.server.port);
-        let options = [
-            ("aws_access_key_id", "someone"),
-            ("aws_secret_access_key", "geheim"),
-            ("aws_region", "us-east-1"),
-            ("aws_endpoint_url", &endpoint),
-        ];
-        let options = options.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let settings = Settings {
-            options: options.to_vec(),
-            aws: AwsFiles::default(),
-            pause: Duration::ZERO,
-        };
+        let settings = self.server.settings();
         let settings = move || settings.clone();
         let cache = self.cache.path().to_owned();
         let models = Models::new(settings, used, cache, false, Arc::new(Silent));
         match is_web {
-            true => models.fetch(&format!("{endpoint}/m")),
+            true => models.fetch(&format!("{}/m", self.server.endpoint())),
             false => models.fetch("s3://bucket/m"),
         }
     }
@@ -274,12 +77,10 @@ impl Bench {
             assert!(found == model()[&format!("m/{name}")], "{name}");
         }
         assert!(!folder.path.join("optimizer.pt").exists());
-        let sizes = folder.model.objects.values();
-        assert!(
-            sizes
-                .clone()
-                .all(|object| object.etag == Some(format!("\"{}\"", object.bytes)))
-        );
+        for (name, object) in &folder.model.objects {
+            let expected = etag(&model()[&format!("m/{name}")]);
+            assert_eq!(object.etag.as_ref(), Some(&expected), "{name}");
+        }
         Ok(())
     }
 

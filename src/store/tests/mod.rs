@@ -1,0 +1,5 @@
+//! Against a small server that fails in every way that a store may.
+
+mod reading;
+mod server;
+mod writing;
