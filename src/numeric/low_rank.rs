@@ -78,23 +78,23 @@ const UNKNOWN: u64 = u64::MAX;
 
 /// A part of a matrix: half-open ranges of rows and columns.
 #[derive(Debug, Clone, Copy)]
-struct MatrixRegion {
-    rows: (usize, usize),
-    columns: (usize, usize),
+pub(super) struct MatrixRegion {
+    pub(super) rows: (usize, usize),
+    pub(super) columns: (usize, usize),
 }
 
 impl MatrixRegion {
-    fn height(self) -> usize {
+    pub(super) fn height(self) -> usize {
         self.rows.1 - self.rows.0
     }
 
-    fn width(self) -> usize {
+    pub(super) fn width(self) -> usize {
         self.columns.1 - self.columns.0
     }
 
     /// Cuts the part into tiles, row by row; their columns start at multiples of [`COLUMNS`] from the part's first
     /// column.
-    fn tiles(self) -> impl Iterator<Item = MatrixRegion> {
+    pub(super) fn tiles(self) -> impl Iterator<Item = MatrixRegion> {
         cuts(self.rows, ROWS).flat_map(move |rows| {
             cuts(self.columns, COLUMNS).map(move |columns| MatrixRegion { rows, columns })
         })
@@ -107,11 +107,17 @@ fn cuts((start, end): (usize, usize), size: usize) -> impl Iterator<Item = (usiz
         .map(move |first| (first, end.min(first + size)))
 }
 
+/// Some ranks of two factors, decoded.
+#[derive(Default)]
+pub(super) struct FactorScratch {
+    left: Vec<f64>,
+    right: Vec<f64>,
+}
+
 /// The buffers of one call of [`Fill::fill`].
 #[derive(Default)]
 struct Scratch {
-    left: Vec<f64>,
-    right: Vec<f64>,
+    factors: FactorScratch,
     /// The product of a tile, and then its sum with the base.
     tile: Vec<f64>,
     base: Vec<f64>,
@@ -119,7 +125,7 @@ struct Scratch {
 
 impl Factor<'_> {
     /// Decodes the given ranks of the given rows or columns: one run of places for each rank.
-    fn decode(
+    pub(super) fn decode(
         &self,
         rank: usize,
         ranks: (usize, usize),
@@ -157,22 +163,32 @@ impl Factor<'_> {
     }
 }
 
+/// Computes `L R` for a part of the matrix into `out`; `part` has at least one column.
+pub(super) fn product_of_factors(
+    (left, right, rank): (&Factor<'_>, &Factor<'_>, usize),
+    part: MatrixRegion,
+    scratch: &mut FactorScratch,
+    out: &mut Vec<f64>,
+) -> Result<(), NoMemory> {
+    out.clear();
+    resize(out, part.height() * part.width(), 0.0)?;
+    for ranks in cuts((0, rank), RANKS) {
+        left.decode(rank, ranks, part.rows, &mut scratch.left)?;
+        right.decode(rank, ranks, part.columns, &mut scratch.right)?;
+        for (row, sums) in out.chunks_mut(part.width()).enumerate() {
+            let factor = |rank: usize| scratch.left[rank * part.height() + row];
+            add_ranks(ranks.1 - ranks.0, factor, &scratch.right, sums);
+        }
+    }
+    Ok(())
+}
+
 impl LowRank<'_> {
     /// Computes `scale * L R` for a tile into `scratch.tile`.
     fn product(&self, part: MatrixRegion, scratch: &mut Scratch) -> Result<(), NoMemory> {
-        let Scratch {
-            left, right, tile, ..
-        } = scratch;
-        tile.clear();
-        resize(tile, part.height() * part.width(), 0.0)?;
-        for ranks in cuts((0, self.rank), RANKS) {
-            self.left.decode(self.rank, ranks, part.rows, left)?;
-            self.right.decode(self.rank, ranks, part.columns, right)?;
-            for (row, sums) in tile.chunks_mut(part.width()).enumerate() {
-                let factor = |rank: usize| left[rank * part.height() + row];
-                add_ranks(ranks.1 - ranks.0, factor, right, sums);
-            }
-        }
+        let Scratch { factors, tile, .. } = scratch;
+        let product = (&self.left, &self.right, self.rank);
+        product_of_factors(product, part, factors, tile)?;
         tile.iter_mut().for_each(|sum| *sum *= self.scale);
         Ok(())
     }
@@ -334,7 +350,7 @@ fn add_ranks(ranks: usize, factor: impl Fn(usize) -> f64, right: &[f64], sums: &
 }
 
 /// A range of elements as parts of the matrix: the end of a row, whole rows, the beginning of a row.
-fn parts(first: usize, length: usize, columns: usize) -> Vec<MatrixRegion> {
+pub(super) fn parts(first: usize, length: usize, columns: usize) -> Vec<MatrixRegion> {
     let end = first + length;
     let (first_row, last_row) = (first / columns, end / columns);
     let (from, to) = (first % columns, end % columns);

@@ -287,7 +287,10 @@ fn write_output(out: &mut String, plan: &Plan) -> std::fmt::Result {
 
 /// `LoRA of rank 16, 224 tensors adapted`.
 fn adapter_text(adapter: &Adapter) -> String {
-    let kind = if adapter.is_dora() { "DoRA" } else { "LoRA" };
+    let kind = match adapter.kinds().as_slice() {
+        [] => "adapter".to_owned(),
+        kinds => kinds.join(" and "),
+    };
     let ranks = match adapter.ranks() {
         Some((least, most)) if least == most => format!(" of rank {most}"),
         Some((least, most)) => format!(" of ranks {least} to {most}"),
@@ -313,6 +316,7 @@ fn adapter_json(model: &Checkpoint, applied: &AppliedAdapter) -> Value {
         "path": shown(&location.path),
         "commit": location.hub.as_ref().map(|hub| hub.commit.clone()),
         "dora": adapter.is_dora(),
+        "kinds": adapter.kinds(),
         "least_rank": adapter.ranks().map(|(least, _)| least),
         "largest_rank": adapter.ranks().map(|(_, largest)| largest),
         "weight": adapter.weight(),

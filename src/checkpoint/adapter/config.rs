@@ -14,6 +14,25 @@ use crate::limits::{MAX_ADAPTER_RANK, MAX_CONFIG_BYTES};
 /// The file's name.
 pub(super) const FILE: &str = "adapter_config.json";
 
+/// Which of the two an update is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PairKind {
+    /// Multiplied element by element.
+    LoHa,
+    /// Multiplied as Kronecker does.
+    LoKr,
+}
+
+impl PairKind {
+    /// As it is called.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            PairKind::LoHa => "LoHa",
+            PairKind::LoKr => "LoKr",
+        }
+    }
+}
+
 /// What the config says about the arithmetic.
 #[derive(Debug)]
 pub(super) struct AdapterConfig {
@@ -23,6 +42,8 @@ pub(super) struct AdapterConfig {
     ranks: Vec<(Pattern, usize)>,
     alphas: Vec<(Pattern, f64)>,
     rank_stabilised: bool,
+    /// Which of the two it is, if its updates are pairs of matrices and not LoRA's.
+    pub(super) pair: Option<PairKind>,
     /// Whether rows or columns get new norms.
     pub(super) dora: bool,
     /// Whether weights are stored as `[in, out]`; shapes take precedence over it.
@@ -89,6 +110,22 @@ const HONOURED: [&str; 11] = [
     "trainable_token_indices",
     "use_dora",
     "use_rslora",
+];
+
+/// Those of LoHa and LoKr; all but the ranks and alphas are about training, or known from the tensors.
+const OF_PAIRS: [&str; 12] = [
+    "alpha",
+    "alpha_pattern",
+    "decompose_both",
+    "decompose_factor",
+    "init_weights",
+    "module_dropout",
+    "peft_version",
+    "r",
+    "rank_dropout",
+    "rank_dropout_scale",
+    "rank_pattern",
+    "use_effective_conv2d",
 ];
 
 /// Options that are refused if they are set, and why.
@@ -160,6 +197,7 @@ impl AdapterConfig {
             ranks: Vec::new(),
             alphas: Vec::new(),
             rank_stabilised: false,
+            pair: None,
             dora: false,
             fan_in_fan_out: false,
             target_parameters: Vec::new(),
@@ -241,7 +279,9 @@ pub(super) fn parse(path: PathBuf, options: &Options) -> Result<AdapterConfig, A
         path: &path,
         options,
     };
-    reader.kind()?;
+    if let Some(kind) = reader.kind()? {
+        return reader.pair(kind);
+    }
     reader.refusals()?;
     reader.start()?;
     let rank = reader.rank("r", options.get("r"))?;
@@ -252,18 +292,15 @@ pub(super) fn parse(path: PathBuf, options: &Options) -> Result<AdapterConfig, A
         ranks: reader.patterns("rank_pattern", Reader::rank)?,
         alphas: reader.patterns("alpha_pattern", Reader::alpha)?,
         rank_stabilised: reader.flag("use_rslora")?,
+        pair: None,
         dora: reader.flag("use_dora")?,
         fan_in_fan_out: reader.flag("fan_in_fan_out")?,
         ensure_weight_tying: reader.flag("ensure_weight_tying")?,
         target_parameters: reader.target_parameters()?,
         stacks_as_in_out: reader.is_before(0, 19),
         token_indices: reader.token_indices()?,
-        base_model: options
-            .get("base_model_name_or_path")
-            .and_then(Value::as_str)
-            .filter(|name| !name.is_empty())
-            .map(|name| plain(&name)),
-        notes: reader.unknown(),
+        base_model: reader.base_model(),
+        notes: reader.unknown(&HONOURED),
         path: path.clone(),
     };
     Ok(config)
@@ -275,17 +312,39 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Checks that it is a LoRA adapter; AdaLoRA, LoHa, IA3 and others are adapters too.
-    fn kind(&self) -> Result<(), AdapterError> {
+    /// Checks that it is a LoRA adapter (`None`), LoHa or LoKr; AdaLoRA, IA3 and others are adapters too.
+    fn kind(&self) -> Result<Option<PairKind>, AdapterError> {
         match self.options.get("peft_type") {
-            Some(Value::String(kind)) if kind == "LORA" => Ok(()),
+            Some(Value::String(kind)) if kind == "LORA" => Ok(None),
+            Some(Value::String(kind)) if kind == "LOHA" => Ok(Some(PairKind::LoHa)),
+            Some(Value::String(kind)) if kind == "LOKR" => Ok(Some(PairKind::LoKr)),
             Some(Value::String(kind)) => Err(self.unsupported(
                 format!("`peft_type: {}`", plain(kind)),
-                "is not LoRA, the only kind of adapter that is supported",
+                "is not LoRA, LoHa or LoKr, the kinds of adapters that are supported",
                 WITH_PEFT,
             )),
-            other => Err(self.wrong("peft_type", "\"LORA\"", other)),
+            other => Err(self.wrong("peft_type", "\"LORA\", \"LOHA\" or \"LOKR\"", other)),
         }
+    }
+
+    /// The config of LoHa or LoKr.
+    fn pair(&self, kind: PairKind) -> Result<AdapterConfig, AdapterError> {
+        Ok(AdapterConfig {
+            rank: self.rank("r", self.options.get("r"))?,
+            alpha: self.alpha("alpha", self.options.get("alpha"))?,
+            ranks: self.patterns("rank_pattern", Reader::rank)?,
+            alphas: self.patterns("alpha_pattern", Reader::alpha)?,
+            pair: Some(kind),
+            base_model: self.base_model(),
+            notes: self.unknown(&OF_PAIRS),
+            ..AdapterConfig::none(self.path)
+        })
+    }
+
+    /// The model that the adapter was trained on.
+    fn base_model(&self) -> Option<String> {
+        let name = self.options.get("base_model_name_or_path")?.as_str()?;
+        (!name.is_empty()).then(|| plain(&name))
     }
 
     fn refusals(&self) -> Result<(), AdapterError> {
@@ -448,10 +507,10 @@ impl Reader<'_> {
     }
 
     /// Notes options that are set but unknown.
-    fn unknown(&self) -> Vec<String> {
+    fn unknown(&self, honoured: &[&str]) -> Vec<String> {
         let known = |option: &str| {
             NO_MATTER.contains(&option)
-                || HONOURED.contains(&option)
+                || honoured.contains(&option)
                 || REFUSED.iter().any(|(refused, _)| *refused == option)
         };
         self.options
@@ -533,6 +592,23 @@ mod tests {
     }
 
     #[test]
+    fn loha_and_lokr_have_an_alpha_of_their_own() {
+        let read = config(json!({
+            "peft_type": "LOKR", "r": 4, "alpha": 6, "alpha_pattern": {"v_proj": 2}, "decompose_factor": 8,
+            "use_dora": true,
+        }))
+        .unwrap();
+        assert_eq!(read.pair, Some(PairKind::LoKr));
+        assert_eq!(read.rank_and_scale("layers.0.q_proj"), (4, 1.5));
+        assert_eq!(read.rank_and_scale("layers.0.v_proj"), (4, 0.5));
+        let of_lora = ["lora_alpha", "use_dora"].map(|option| format!("`{option}`"));
+        assert_eq!(read.notes.len(), 2, "{:?}", read.notes);
+        for (note, option) in read.notes.iter().zip(of_lora) {
+            assert!(note.contains(&option), "{note}");
+        }
+    }
+
+    #[test]
     fn rank_stabilised_scales_divide_by_the_root() {
         let config = config(json!({"use_rslora": true, "r": 16, "lora_alpha": 32})).unwrap();
         assert_eq!(config.rank_and_scale("q"), (16, 8.0));
@@ -541,7 +617,8 @@ mod tests {
     #[test]
     fn what_changes_the_result_and_is_not_supported_is_refused_by_name() {
         for (more, part) in [
-            (json!({"peft_type": "LOHA"}), "`peft_type: LOHA`"),
+            (json!({"peft_type": "IA3"}), "`peft_type: IA3`"),
+            (json!({"peft_type": "LOHA"}), "`alpha`"),
             (json!({"peft_type": null}), "`peft_type`"),
             (json!({"use_qalora": true}), "`use_qalora`"),
             (

@@ -97,19 +97,27 @@ pub(super) struct Placement {
     pub(super) b: Order,
 }
 
-/// Where the product of `B`, `[out, rank]`, and `A`, `[rank, in]`, goes in a tensor of this shape; `None` if it does not
-/// fit.
-///
-/// A convolution's `A` has the shape of its kernel, and `B` one of ones. For several experts `A` is `[experts * rank,
-/// in]`, and `B` `[out, rank * experts]` with the experts last, as PEFT stores them.
-pub(super) fn placement(
+/// Where an update goes in a tensor, and which of its rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Region {
+    /// The first element that it changes.
+    pub(super) first: u64,
+    /// How many rows.
+    pub(super) rows: usize,
+    /// The length of a row.
+    pub(super) columns: usize,
+    /// The first of the update's rows that is used.
+    pub(super) from: usize,
+}
+
+/// Where an update from these inputs to so many outputs goes in a tensor of this shape; `None` if it does not fit.
+pub(super) fn region(
     shape: &[usize],
-    a: &[usize],
-    b: &[usize],
+    out: usize,
+    inputs: &[usize],
     cut: &Cut,
     lies: Lies,
-) -> Option<Placement> {
-    let (&out, inputs) = (b.first()?, a.get(1..)?);
+) -> Option<Region> {
     let width = product(inputs)?;
     let (height, across) = match lies {
         Lies::OutIn => (out, width),
@@ -139,22 +147,44 @@ pub(super) fn placement(
     if from.len() != into.len() || columns != across {
         return None;
     }
-    let (mut a, mut b) = orders(a, b, width, cut)?;
-    if from.start > 0 {
+    Some(Region {
+        first: (before + into.start * columns) as u64,
+        rows: into.len(),
+        columns,
+        from: from.start,
+    })
+}
+
+/// Where the product of `B`, `[out, rank]`, and `A`, `[rank, in]`, goes in a tensor of this shape; `None` if it does not
+/// fit.
+///
+/// A convolution's `A` has the shape of its kernel, and `B` one of ones. For several experts `A` is `[experts * rank,
+/// in]`, and `B` `[out, rank * experts]` with the experts last, as PEFT stores them.
+pub(super) fn placement(
+    shape: &[usize],
+    a: &[usize],
+    b: &[usize],
+    cut: &Cut,
+    lies: Lies,
+) -> Option<Placement> {
+    let (&out, inputs) = (b.first()?, a.get(1..)?);
+    let at = region(shape, out, inputs, cut, lies)?;
+    let (mut a, mut b) = orders(a, b, product(inputs)?, cut)?;
+    if at.from > 0 {
         match lies {
-            Lies::OutIn => b.first += from.start * b.place,
-            Lies::InOut => a.first += from.start * a.place,
+            Lies::OutIn => b.first += at.from * b.place,
+            Lies::InOut => a.first += at.from * a.place,
         }
     }
-    let is_whole = cut.expert.is_none() && from.start == 0;
+    let is_whole = cut.expert.is_none() && at.from == 0;
     let order = |strides, plain| match is_whole && cut.rows == Rows::All {
         true => plain,
         false => Order::Strided(strides),
     };
     Some(Placement {
-        first: (before + into.start * columns) as u64,
-        rows: into.len(),
-        columns,
+        first: at.first,
+        rows: at.rows,
+        columns: at.columns,
         a: order(a, Order::ByRank),
         b: order(b, Order::ByPlace),
     })

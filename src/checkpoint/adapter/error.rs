@@ -7,6 +7,10 @@ use errors::{Hint, Refusal};
 
 use crate::error::CheckpointError;
 
+/// The hint for a file of weights that does not fit the config beside it.
+pub(super) const OTHER_CONFIG: &str =
+    "weights and adapter_config.json are not of one adapter, copy or download it again";
+
 /// Why an adapter cannot be read, or does not fit its model.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {

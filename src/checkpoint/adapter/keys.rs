@@ -1,5 +1,7 @@
 //! The tensor names in an adapter's weight file: the module and the part that each belongs to.
 
+use super::lycoris;
+
 /// What a tensor of an adapter is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Key {
@@ -11,6 +13,13 @@ pub(super) enum Key {
         depth: usize,
         /// Which part.
         part: FactorPart,
+    },
+    /// A part of an update by LoHa or LoKr.
+    PairPart {
+        /// The module, by its name in the adapted model.
+        module: String,
+        /// Which part.
+        part: &'static str,
     },
     /// A whole tensor that replaces the model's tensor of that name.
     Whole {
@@ -64,6 +73,10 @@ pub(super) fn parse(key: &str) -> Result<Key, &'static str> {
     if let Some(place) = words.iter().position(|word| *word == "token_adapter") {
         return token_rows(&words[..place], &words[place + 1..]);
     }
+    let of_pair = |word: &&str| word.starts_with("hada_") || word.starts_with("lokr_");
+    if let Some(place) = words.iter().position(of_pair) {
+        return pair_part(&words[..place], &words[place..]);
+    }
     let Some(place) = words.iter().position(|word| word.starts_with("lora_")) else {
         return whole(&words);
     };
@@ -93,6 +106,20 @@ pub(super) fn parse(key: &str) -> Result<Key, &'static str> {
         module: module.join("."),
         depth,
         part,
+    })
+}
+
+fn pair_part(module: &[&str], rest: &[&str]) -> Result<Key, &'static str> {
+    let module: Vec<&str> = (module.iter().copied())
+        .filter(|word| *word != BELOW)
+        .collect();
+    let part = match rest {
+        [part] | [part, _] if !module.is_empty() => lycoris::part(part),
+        _ => None,
+    };
+    Ok(Key::PairPart {
+        module: module.join("."),
+        part: part.ok_or("is no part of a LoHa or LoKr module")?,
     })
 }
 
@@ -220,8 +247,20 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_loha_and_lokr() {
+        for (end, part) in [("hada_w1_a", "hada_w1_a"), ("lokr_t2.default", "lokr_t2")] {
+            let key = format!("base_model.model.model.layers.0.q.base_layer.{end}");
+            let module = "model.layers.0.q".to_owned();
+            assert_eq!(parse(&key), Ok(Key::PairPart { module, part }));
+        }
+    }
+
+    #[test]
     fn what_is_no_lora_is_refused() {
         for key in [
+            "q.hada_w3_a",
+            "hada_w1_a",
+            "q.lokr_w1.a.b",
             "base_model.model.lora_A.weight",
             "lora_A.weight",
             "base_model.model.q.lora_E",

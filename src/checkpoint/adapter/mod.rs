@@ -1,4 +1,4 @@
-//! LoRA adapters: applies `model+adapter` while tensors are read.
+//! Adapters (LoRA, DoRA, LoHa, LoKr): applies `model+adapter` while tensors are read.
 //!
 //! PEFT's files are read as PEFT reads them; nothing is merged beforehand, on disk or in memory. Every tensor of the
 //! adapter must match a tensor of the model, or it is an error. This module must not know recipes or methods.
@@ -9,6 +9,7 @@ mod cuts;
 mod error;
 mod experts;
 mod keys;
+mod lycoris;
 mod modules;
 mod pattern;
 mod pieces;
@@ -21,7 +22,7 @@ mod tied;
 mod vocabulary;
 mod weights;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -35,8 +36,10 @@ use super::remote::RemotePlace;
 use super::shard::Shard;
 use super::source::{EncodedTensor, TensorEntry, TensorSource};
 use config::AdapterConfig;
+use lycoris::PairPiece;
 use numeric::{
-    Elements, Factor, FloatType, Lengths, LowRank, Norms, Order, Patch, Patched, Stored, Tail,
+    Elements, Factor, FloatType, Lengths, LowRank, Norms, Order, Paired, Patch, Patched, Stored,
+    Tail,
 };
 use single::SingleFile;
 use weights::AdapterWeights;
@@ -85,7 +88,7 @@ struct Change {
     updates: Vec<Update>,
 }
 
-/// A low-rank update of a tensor, or of some of its rows; see [`LowRank`].
+/// An update of a tensor, or of some of its rows; see [`LowRank`] and [`Paired`].
 #[derive(Debug)]
 struct Update {
     /// One of the adapter's tensors, to name it by.
@@ -95,12 +98,27 @@ struct Update {
     /// How many rows, of so many elements.
     rows: usize,
     columns: usize,
-    left: Side,
-    right: Side,
-    rank: usize,
     scale: f64,
-    /// DoRA's norms: the adapter's tensor, and the computed norms.
-    lengths: Option<(usize, Norms)>,
+    added: Added,
+}
+
+/// What an update adds to a matrix, but for the scale.
+#[derive(Debug)]
+enum Added {
+    /// The product of two factors.
+    Product {
+        left: Side,
+        right: Side,
+        rank: usize,
+        /// DoRA's norms: the adapter's tensor, and the computed norms.
+        lengths: Option<(usize, Norms)>,
+    },
+    /// The product of two matrices, or some of its rows.
+    Pair {
+        pair: Box<PairPiece>,
+        /// The first of these rows.
+        first_row: usize,
+    },
 }
 
 /// What an adapter adds to a matrix: `scale * left right'`.
@@ -129,6 +147,30 @@ impl Update {
     /// The end of what it changes.
     fn end(&self) -> u64 {
         self.first + self.rows as u64 * self.columns as u64
+    }
+
+    /// The rank of its factors; LoKr's matrices may have none.
+    fn rank(&self) -> Option<usize> {
+        match &self.added {
+            Added::Product { rank, .. } => Some(*rank),
+            Added::Pair { pair, .. } => pair.rank,
+        }
+    }
+
+    /// DoRA's norms.
+    fn lengths(&self) -> Option<&(usize, Norms)> {
+        match &self.added {
+            Added::Product { lengths, .. } => lengths.as_ref(),
+            Added::Pair { .. } => None,
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match &self.added {
+            Added::Product { lengths: None, .. } => "LoRA",
+            Added::Product { .. } => "DoRA",
+            Added::Pair { pair, .. } => pair.kind.name(),
+        }
     }
 }
 
@@ -275,10 +317,7 @@ impl Adapter {
         };
         for (index, change) in &self.changes {
             let replaced = change.whole.or(change.rows.as_ref().map(|(key, _)| *key));
-            let mut lengths = change
-                .updates
-                .iter()
-                .filter_map(|update| update.lengths.as_ref());
+            let mut lengths = change.updates.iter().filter_map(Update::lengths);
             let measured = lengths.next().map(|(key, _)| *key);
             let is_changed = || below.iter().any(|other| other.adapter.changes(*index));
             match (replaced, measured) {
@@ -296,7 +335,10 @@ impl Adapter {
         let of_dora = |other: &&AppliedAdapter| {
             let mut both = other.adapter.changes.iter();
             let changed = both.find(|(index, change)| {
-                let dora = change.updates.iter().any(|update| update.lengths.is_some());
+                let dora = change
+                    .updates
+                    .iter()
+                    .any(|update| update.lengths().is_some());
                 dora && self.changes.contains_key(index)
             });
             changed.is_some()
@@ -311,15 +353,21 @@ impl Adapter {
         }
     }
 
-    /// The smallest and the largest rank; none if it only replaces tensors.
+    /// What its updates are called, in the order of the alphabet: `LoRA`, `DoRA`, `LoHa`, `LoKr`.
+    pub fn kinds(&self) -> Vec<&'static str> {
+        let kinds: BTreeSet<_> = self.updates().map(Update::kind).collect();
+        kinds.into_iter().collect()
+    }
+
+    /// The smallest and the largest rank; none if it has no factors.
     pub fn ranks(&self) -> Option<(usize, usize)> {
-        let ranks = || self.updates().map(|update| update.rank);
+        let ranks = || self.updates().filter_map(Update::rank);
         Some((ranks().min()?, ranks().max()?))
     }
 
     /// Whether it gives rows or columns new norms (DoRA).
     pub fn is_dora(&self) -> bool {
-        self.updates().any(|update| update.lengths.is_some())
+        self.updates().any(|update| update.lengths().is_some())
     }
 
     /// The checkpoint's tensors that it changes, as indexes, in order.
@@ -333,22 +381,30 @@ impl Adapter {
     }
 
     /// What it adds to a tensor that it changes; `None` where it does more than add a product of two factors to a matrix
-    /// (DoRA, a tensor that is replaced, a vector, a stack of matrices).
+    /// (DoRA, LoHa, LoKr, a tensor that is replaced, a vector, a stack of matrices).
     pub fn product(&self, index: usize) -> Option<AdapterProduct<'_>> {
         let change = self.changes.get(&index)?;
         let [update] = change.updates.as_slice() else {
             return None;
         };
-        let is_plain = change.whole.is_none() && change.rows.is_none() && update.lengths.is_none();
+        let Added::Product {
+            left,
+            right,
+            rank,
+            lengths: None,
+        } = update.added
+        else {
+            return None;
+        };
+        let is_plain = change.whole.is_none() && change.rows.is_none();
         if !is_plain || self.entries[index].shape != [update.rows, update.columns] {
             return None;
         }
-        let base = self.base.elements(self.from[index])?;
-        let LowRank { left, right, .. } = self.updated(update, base);
+        let otherwise = FloatType::from_dtype(self.entries[index].dtype)?;
         Some(AdapterProduct {
-            left,
-            right,
-            rank: update.rank,
+            left: self.factor(left, otherwise),
+            right: self.factor(right, otherwise),
+            rank,
             scale: update.scale,
         })
     }
@@ -387,20 +443,18 @@ impl Adapter {
         let elements = self.entries[index].elements();
         match updates {
             [] => base,
-            [update] if update.first == 0 && update.end() == elements => {
-                Box::new(self.updated(update, base))
-            }
+            [update] if update.first == 0 && update.end() == elements => self.updated(update, base),
             updates => {
                 let base: Arc<dyn Elements + 'a> = Arc::from(base);
                 let patch = |update: &'a Update| Patch {
                     range: update.first..update.end(),
-                    values: Box::new(self.updated(
+                    values: self.updated(
                         update,
                         Box::new(Tail {
                             base: Arc::clone(&base),
                             first: update.first,
                         }),
-                    )),
+                    ),
                 };
                 let patches = updates.iter().map(patch).collect();
                 Box::new(Patched::new(base, patches))
@@ -408,13 +462,11 @@ impl Adapter {
         }
     }
 
-    /// A low-rank update, on top of what it changes.
-    fn updated<'a>(&'a self, update: &'a Update, base: Box<dyn Elements + 'a>) -> LowRank<'a> {
-        let otherwise = base.format();
-        let own = |index| self.weights.stored(index, otherwise);
-        let factor = |side| match side {
+    /// A factor of an update; `otherwise` is a format for tensors of none, which were refused.
+    fn factor(&self, side: Side, otherwise: FloatType) -> Factor<'_> {
+        match side {
             Side::Tensor(index, order) => Factor {
-                values: own(index),
+                values: self.weights.stored(index, otherwise),
                 order,
             },
             Side::One => Factor {
@@ -424,19 +476,47 @@ impl Adapter {
                 },
                 order: Order::ByRank,
             },
-        };
-        LowRank {
-            rows: update.rows,
-            columns: update.columns,
-            left: factor(update.left),
-            right: factor(update.right),
-            rank: update.rank,
-            scale: update.scale,
-            lengths: update.lengths.as_ref().map(|(wanted, found)| Lengths {
-                wanted: own(*wanted),
-                found,
+        }
+    }
+
+    /// An update, on top of what it changes.
+    fn updated<'a>(
+        &'a self,
+        update: &'a Update,
+        base: Box<dyn Elements + 'a>,
+    ) -> Box<dyn Elements + 'a> {
+        let otherwise = base.format();
+        match &update.added {
+            Added::Product {
+                left,
+                right,
+                rank,
+                lengths,
+            } => Box::new(LowRank {
+                base,
+                rows: update.rows,
+                columns: update.columns,
+                left: self.factor(*left, otherwise),
+                right: self.factor(*right, otherwise),
+                rank: *rank,
+                scale: update.scale,
+                lengths: lengths.as_ref().map(|(wanted, found)| Lengths {
+                    wanted: self.weights.stored(*wanted, otherwise),
+                    found,
+                }),
             }),
-            base,
+            Added::Pair { pair, first_row } => {
+                let [first, second] = pair.matrices(&self.weights, otherwise);
+                Box::new(Paired {
+                    base,
+                    columns: update.columns,
+                    first_row: *first_row,
+                    pairing: pair.pairing(),
+                    first,
+                    second,
+                    scale: update.scale,
+                })
+            }
         }
     }
 }
@@ -526,7 +606,7 @@ impl TensorSource for Adapter {
 
     /// In addition to the base: a number for each row or column with a new norm.
     fn held(&self) -> u64 {
-        let lengths = self.updates().filter_map(|update| update.lengths.as_ref());
+        let lengths = self.updates().filter_map(Update::lengths);
         let own = lengths.map(|(wanted, _)| {
             self.weights.tensors()[*wanted].elements() * size_of::<f64>() as u64
         });

@@ -5,21 +5,20 @@ use std::collections::BTreeMap;
 use super::config::AdapterConfig;
 use super::conv1d::Conv1d;
 use super::cuts::{Lies, Placement, placement};
-use super::error::AdapterError;
-use super::pieces::{Placed, ProductPiece, TensorUpdate, twice};
+use super::error::{AdapterError, OTHER_CONFIG};
+use super::lycoris::PairPiece;
+use super::pieces::{Placed, ProductPiece, TensorUpdate};
 use super::subject::Subject;
 use super::targets::{ChangedTensor, Targets};
 use super::tied::{self, Copied, Embedding};
 use super::vocabulary;
-use super::weights::AdapterWeights;
-use super::{Change, Side, Update};
+use super::weights::{AdapterWeights, twice};
+use super::{Added, Change, Side, Update};
 use crate::source::TensorEntry;
 use architecture::{is_derived_buffer, is_input_embedding, is_output_head};
 use numeric::{FloatType, Norms, Order};
 
 pub(super) const OTHER_MODEL: &str = "name the model that the adapter was trained on";
-const OTHER_CONFIG: &str =
-    "weights and adapter_config.json are not of one adapter, copy or download it again";
 const GROUPED: &str = "the update of a grouped convolution is no product of two matrices: merge the adapter with PEFT \
                        (`merge_and_unload`) and name the result";
 pub(super) const RESIZED: &str = "the adapter was trained after tokens were added: resize the model's embeddings \
@@ -81,6 +80,10 @@ pub(super) fn place(
                 let update = update(weights, piece, product, entry, &conv1d)?;
                 change.updates.extend(update);
             }
+            TensorUpdate::Pair(pair) => {
+                let update = pair_update(weights, piece, pair, entry, &conv1d)?;
+                change.updates.extend(update);
+            }
             TensorUpdate::Bias { bias, scale } => {
                 let update = bias_update(weights, *bias, *scale, entry)?;
                 change.updates.extend(update);
@@ -120,6 +123,7 @@ fn wanted<'a>(weights: &'a AdapterWeights, placed: &'a Placed) -> ChangedTensor<
             TensorUpdate::Product(piece) => [Lies::OutIn, Lies::InOut]
                 .into_iter()
                 .any(|lies| fits(weights, piece, shape, lies).is_some()),
+            TensorUpdate::Pair(pair) => pair.fits(shape).is_some(),
             TensorUpdate::Bias { bias, .. } => shape == weights.shape(*bias),
             TensorUpdate::Whole { tensor } => {
                 shape == weights.shape(*tensor)
@@ -182,11 +186,52 @@ fn bias_update(
         first: 0,
         rows: 1,
         columns: entry.elements() as usize,
-        left: Side::One,
-        right: Side::Tensor(bias, Order::ByRank),
-        rank: 1,
         scale,
-        lengths: None,
+        added: Added::Product {
+            left: Side::One,
+            right: Side::Tensor(bias, Order::ByRank),
+            rank: 1,
+            lengths: None,
+        },
+    }))
+}
+
+/// Checks the shape of a product of two matrices and returns its update; none for a tensor without elements.
+fn pair_update(
+    weights: &AdapterWeights,
+    placed: &Placed,
+    pair: &PairPiece,
+    entry: &TensorEntry,
+    conv1d: &Conv1d,
+) -> Result<Option<Update>, AdapterError> {
+    let key = pair.key();
+    check_floats(weights, key, entry)?;
+    if conv1d.lies(&placed.module) == Lies::InOut {
+        let name = &entry.name;
+        let expected = format!(
+            "to be for a weight that is stored [out, in], and `{name}` is stored [in, out]"
+        );
+        return Err(weights.shape_error(key, expected, OTHER_MODEL));
+    }
+    let Some(at) = pair.fits(&entry.shape) else {
+        let expected = format!(
+            "a part of a product that fits `{}`, of shape {:?}, and the product is {:?}",
+            entry.name,
+            entry.shape,
+            pair.shape()
+        );
+        return Err(weights.shape_error(key, expected, OTHER_MODEL));
+    };
+    Ok((entry.elements() > 0).then(|| Update {
+        key,
+        first: at.first,
+        rows: at.rows,
+        columns: at.columns,
+        scale: pair.scale,
+        added: Added::Pair {
+            pair: Box::new(pair.clone()),
+            first_row: at.from,
+        },
     }))
 }
 
@@ -244,11 +289,13 @@ fn update(
         first: at.first,
         rows: at.rows,
         columns: at.columns,
-        left,
-        right,
-        rank,
         scale: piece.scale,
-        lengths: piece.magnitude.map(|magnitude| (magnitude, norms)),
+        added: Added::Product {
+            left,
+            right,
+            rank,
+            lengths: piece.magnitude.map(|magnitude| (magnitude, norms)),
+        },
     }))
 }
 

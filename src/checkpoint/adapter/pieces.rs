@@ -7,14 +7,17 @@ use super::cuts::{Cut, Lies};
 use super::error::AdapterError;
 use super::experts::ModelExperts;
 use super::keys::{self, FactorPart, Key};
+use super::lycoris::{PairParts, PairPiece};
 use super::subject::Subject;
-use super::weights::AdapterWeights;
+use super::weights::{AdapterWeights, bad_key, half, twice};
 
 /// What the adapter holds for one tensor of the model, or for a part of it.
 #[derive(Debug, Clone)]
 pub(super) enum TensorUpdate {
     /// A product of two factors.
     Product(ProductPiece),
+    /// A product of two matrices: LoHa or LoKr.
+    Pair(Box<PairPiece>),
     /// A vector added to a bias.
     Bias {
         /// The vector.
@@ -62,10 +65,11 @@ pub(super) struct Placed {
 impl TensorUpdate {
     /// One of its adapter tensors, to name it by.
     pub(super) fn key(&self) -> usize {
-        match *self {
-            TensorUpdate::Product(ProductPiece { a, .. }) => a,
-            TensorUpdate::Bias { bias, .. } => bias,
-            TensorUpdate::Whole { tensor } | TensorUpdate::Rows { tensor } => tensor,
+        match self {
+            TensorUpdate::Product(ProductPiece { a, .. }) => *a,
+            TensorUpdate::Pair(pair) => pair.key(),
+            TensorUpdate::Bias { bias, .. } => *bias,
+            TensorUpdate::Whole { tensor } | TensorUpdate::Rows { tensor } => *tensor,
         }
     }
 }
@@ -78,6 +82,8 @@ type Parts = BTreeMap<FactorPart, usize>;
 struct Keys {
     /// By module, and by how deep PEFT wrapped it.
     modules: BTreeMap<(String, usize), Parts>,
+    /// LoHa's and LoKr's.
+    pairs: BTreeMap<String, PairParts>,
     wholes: BTreeMap<String, usize>,
     originals: Vec<(String, usize)>,
     rows: BTreeMap<String, usize>,
@@ -96,6 +102,9 @@ impl Keys {
                 } => {
                     let parts = keys.modules.entry((module, depth)).or_default();
                     parts.insert(part, index)
+                }
+                Key::PairPart { module, part } => {
+                    keys.pairs.entry(module).or_default().insert(part, index)
                 }
                 // Trainers save some modules under two names.
                 Key::Whole { name } => (keys.wholes.insert(name, index))
@@ -162,6 +171,16 @@ pub(super) fn gather(
             placed.push(moved(&experts, ranked.clone(), name, piece));
         }
     }
+    for (module, parts) in keys.pairs {
+        let piece = pair(weights, config, &module, &parts)?;
+        let name = format!("{module}.weight");
+        placed.push(moved(
+            &experts,
+            module,
+            name,
+            TensorUpdate::Pair(Box::new(piece)),
+        ));
+    }
     placed.extend(keys.wholes.into_iter().map(|(name, tensor)| Placed {
         module: String::new(),
         name,
@@ -184,11 +203,15 @@ pub(super) fn gather(
 fn moved(experts: &ModelExperts<'_>, module: String, name: String, piece: TensorUpdate) -> Placed {
     let elsewhere = match &piece {
         TensorUpdate::Product(piece) if piece.magnitude.is_none() => experts.elsewhere(&name),
+        TensorUpdate::Pair(_) => experts.elsewhere(&name),
         _ => None,
     };
     let (name, piece) = match (elsewhere, piece) {
         (Some((name, cut)), TensorUpdate::Product(piece)) => {
             (name, TensorUpdate::Product(ProductPiece { cut, ..piece }))
+        }
+        (Some((name, cut)), TensorUpdate::Pair(piece)) => {
+            (name, TensorUpdate::Pair(Box::new(piece.with_cut(cut))))
         }
         (_, piece) => (name, piece),
     };
@@ -219,12 +242,21 @@ fn factors_of_parameter(
     }
 }
 
-fn half(weights: &AdapterWeights, there: usize, missing: &'static str) -> AdapterError {
-    AdapterError::Half {
-        path: weights.path.clone(),
-        key: weights.key(there).into(),
-        missing,
+/// The update of a module's weight by LoHa or LoKr.
+fn pair(
+    weights: &AdapterWeights,
+    config: &AdapterConfig,
+    module: &str,
+    parts: &PairParts,
+) -> Result<PairPiece, AdapterError> {
+    let piece = PairPiece::read(weights, parts)?;
+    if config.pair != Some(piece.kind) {
+        let why = "is of a kind of adapter other than the `peft_type` of adapter_config.json";
+        return Err(bad_key(weights, piece.key(), why));
     }
+    let (rank, scale) = config.rank_and_scale(module);
+    piece.check_rank(weights, module, rank)?;
+    Ok(piece.with_scale(scale))
 }
 
 /// The update of a module's weight, and that of its bias.
@@ -234,6 +266,10 @@ fn pieces(
     module: &str,
     parts: &Parts,
 ) -> Result<Vec<TensorUpdate>, AdapterError> {
+    if let (Some(_), Some(&there)) = (config.pair, parts.values().next()) {
+        let why = "is of LoRA, and the `peft_type` of adapter_config.json is another";
+        return Err(bad_key(weights, there, why));
+    }
     let part = |part| parts.get(&part).copied();
     let magnitude = part(FactorPart::Magnitude);
     let linear = (part(FactorPart::A), part(FactorPart::B));
@@ -276,20 +312,4 @@ fn pieces(
     })];
     pieces.extend(part(FactorPart::BiasOfB).map(|bias| TensorUpdate::Bias { bias, scale }));
     Ok(pieces)
-}
-
-pub(super) fn bad_key(weights: &AdapterWeights, tensor: usize, why: &'static str) -> AdapterError {
-    AdapterError::Key {
-        path: weights.path.clone(),
-        key: weights.key(tensor).into(),
-        why,
-    }
-}
-
-pub(super) fn twice(weights: &AdapterWeights, first: usize, second: usize) -> AdapterError {
-    AdapterError::Twice {
-        path: weights.path.clone(),
-        first: weights.key(first).into(),
-        second: weights.key(second).into(),
-    }
 }

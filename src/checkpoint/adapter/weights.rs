@@ -191,3 +191,27 @@ impl AdapterWeights {
         }
     }
 }
+
+pub(super) fn half(weights: &AdapterWeights, there: usize, missing: &'static str) -> AdapterError {
+    AdapterError::Half {
+        path: weights.path.clone(),
+        key: weights.key(there).into(),
+        missing,
+    }
+}
+
+pub(super) fn bad_key(weights: &AdapterWeights, tensor: usize, why: &'static str) -> AdapterError {
+    AdapterError::Key {
+        path: weights.path.clone(),
+        key: weights.key(tensor).into(),
+        why,
+    }
+}
+
+pub(super) fn twice(weights: &AdapterWeights, first: usize, second: usize) -> AdapterError {
+    AdapterError::Twice {
+        path: weights.path.clone(),
+        first: weights.key(first).into(),
+        second: weights.key(second).into(),
+    }
+}

@@ -11,9 +11,10 @@ pub(super) enum Component {
 
 use Component::{Denoiser, Text};
 
-/// What kohya's scripts put before a flattened name.
-const FLATTENED: [(&str, Component); 5] = [
+/// What kohya's scripts and LyCORIS put before a flattened name.
+const FLATTENED: [(&str, Component); 6] = [
     ("lora_unet_", Denoiser),
+    ("lycoris_", Denoiser),
     ("lora_te_", Text(1)),
     ("lora_te1_", Text(1)),
     ("lora_te2_", Text(2)),

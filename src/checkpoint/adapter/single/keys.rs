@@ -1,5 +1,7 @@
 //! The names in such a file: the module and the part that each tensor is.
 
+use crate::adapter::lycoris;
+
 /// A part of a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
@@ -9,6 +11,8 @@ pub(super) enum Part {
     B,
     /// What the product is multiplied with, times the rank.
     Alpha,
+    /// A part of LoHa's or LoKr's, by its name.
+    OfPair(&'static str),
 }
 
 /// How names end.
@@ -27,7 +31,7 @@ const ENDS: [(&str, Part); 11] = [
 ];
 
 /// What the last words of names begin with that are of other kinds of adapters, and what these are.
-const OTHERS: [(&str, &str); 10] = [
+const OTHERS: [(&str, &str); 8] = [
     (
         "lora_mid",
         "is of a Tucker decomposition (`lora_mid`), which is not supported",
@@ -40,8 +44,6 @@ const OTHERS: [(&str, &str); 10] = [
         "lora_magnitude_vector",
         "is of a DoRA in a file of its own, which is not supported",
     ),
-    ("hada_", "is of LoHa, which is not supported"),
-    ("lokr_", "is of LoKr, which is not supported"),
     ("oft_", "is of OFT, which is not supported"),
     (
         "diff",
@@ -64,6 +66,12 @@ pub(super) fn split(key: &str) -> Result<(&str, Part), &'static str> {
         return Err(
             "is of an adapter of PEFT, whose scale is in its adapter_config.json: name a folder with both",
         );
+    }
+    if let Some((module, word)) = key.rsplit_once('.')
+        && let Some(part) = lycoris::part(word)
+        && !module.is_empty()
+    {
+        return Ok((module, Part::OfPair(part)));
     }
     for word in key.split('.') {
         let other = OTHERS.iter().find(|(begin, _)| {

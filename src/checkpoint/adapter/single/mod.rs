@@ -20,9 +20,10 @@ use names::Names;
 use super::config::{self, AdapterConfig};
 use super::cuts::Cut;
 use super::error::AdapterError;
-use super::pieces::{Placed, ProductPiece, TensorUpdate, twice};
+use super::lycoris::{PairParts, PairPiece};
+use super::pieces::{Placed, ProductPiece, TensorUpdate};
 use super::subject::Subject;
-use super::weights::AdapterWeights;
+use super::weights::{AdapterWeights, twice};
 use numeric::FloatType;
 use serde_json::{Map, Value};
 
@@ -39,10 +40,19 @@ struct Module {
     component: Option<Component>,
     /// The module as it is written, without the part.
     name: String,
-    a: usize,
-    b: usize,
-    rank: usize,
-    scale: f64,
+    added: Added,
+}
+
+/// What is added to a module's weight.
+#[derive(Debug)]
+enum Added {
+    Product {
+        a: usize,
+        b: usize,
+        rank: usize,
+        scale: f64,
+    },
+    Pair(Box<PairPiece>),
 }
 
 /// The parts of a module while the file is read.
@@ -51,6 +61,7 @@ struct Parts {
     a: Option<usize>,
     b: Option<usize>,
     alpha: Option<usize>,
+    of_pair: PairParts,
 }
 
 impl SingleFile {
@@ -67,12 +78,13 @@ impl SingleFile {
                 })?;
             weights.check_float(index)?;
             let parts = modules.entry(module).or_default();
-            let place = match part {
-                Part::A => &mut parts.a,
-                Part::B => &mut parts.b,
-                Part::Alpha => &mut parts.alpha,
+            let before = match part {
+                Part::A => parts.a.replace(index),
+                Part::B => parts.b.replace(index),
+                Part::Alpha => parts.alpha.replace(index),
+                Part::OfPair(part) => parts.of_pair.insert(part, index),
             };
-            if let Some(first) = place.replace(index) {
+            if let Some(first) = before {
                 return Err(twice(weights, first, index));
             }
         }
@@ -103,7 +115,7 @@ impl SingleFile {
                     .find(module.component, &module.name)
                     .map_err(|[first, second]| AdapterError::Ambiguous {
                         path: weights.path.clone(),
-                        key: weights.key(module.a).into(),
+                        key: weights.key(module.key()).into(),
                         first,
                         second,
                     })?;
@@ -112,15 +124,7 @@ impl SingleFile {
                 module: module.name.clone(),
                 name: model.tensors[target.tensor].name.clone(),
                 lies: None,
-                piece: TensorUpdate::Product(ProductPiece {
-                    a: module.a,
-                    b: module.b,
-                    magnitude: None,
-                    is_embedding: false,
-                    rank: module.rank,
-                    scale: module.scale,
-                    cut: target.cut.clone(),
-                }),
+                piece: module.piece(&target.cut),
             }));
         }
         Ok(placed)
@@ -138,7 +142,7 @@ impl SingleFile {
         };
         Err(AdapterError::NoModule {
             path: weights.path.clone(),
-            key: weights.key(first.a).into(),
+            key: weights.key(first.key()).into(),
             further: unused.count(),
             of: self.modules.len(),
         })
@@ -157,6 +161,28 @@ impl Module {
             key: weights.key(there.unwrap_or_default()).into(),
             missing,
         };
+        let (component, module) = components::split(name);
+        let plain = keys::plain(module);
+        if let Some(&of_pair) = parts.of_pair.values().next() {
+            if let Some(factor) = parts.a.or(parts.b) {
+                return Err(twice(weights, of_pair, factor));
+            }
+            let pair = PairPiece::read(weights, &parts.of_pair)?;
+            let alpha = parts
+                .alpha
+                .map(|alpha| scalar(weights, alpha))
+                .transpose()?;
+            let scale = match (alpha, pair.rank) {
+                (Some(alpha), Some(rank)) => alpha / rank as f64,
+                // Without factors there is no rank, and LyCORIS takes no notice of alpha.
+                _ => 1.0,
+            };
+            return Ok(Module {
+                component,
+                name: plain,
+                added: Added::Pair(Box::new(pair.with_scale(scale))),
+            });
+        }
         let (a, b) = match (parts.a, parts.b) {
             (Some(a), Some(b)) => (a, b),
             (None, Some(b)) => return Err(half(Some(b), "first factor (`lora_down`, `lora_A`)")),
@@ -168,19 +194,40 @@ impl Module {
             let expected = "at least one rank".into();
             return Err(weights.shape_error(a, expected, "copy or download the file again"));
         }
-        let (component, module) = components::split(name);
         let scale = match parts.alpha {
             Some(alpha) => scalar(weights, alpha)? / rank as f64,
             None => configs.scale(component, module, rank),
         };
         Ok(Module {
             component,
-            name: keys::plain(module),
-            a,
-            b,
-            rank,
-            scale,
+            name: plain,
+            added: Added::Product { a, b, rank, scale },
         })
+    }
+
+    /// One of its tensors, to name it by.
+    fn key(&self) -> usize {
+        match &self.added {
+            Added::Product { a, .. } => *a,
+            Added::Pair(pair) => pair.key(),
+        }
+    }
+
+    /// The update of a part of a tensor.
+    fn piece(&self, cut: &Cut) -> TensorUpdate {
+        let cut = cut.clone();
+        match &self.added {
+            &Added::Product { a, b, rank, scale } => TensorUpdate::Product(ProductPiece {
+                a,
+                b,
+                magnitude: None,
+                is_embedding: false,
+                rank,
+                scale,
+                cut,
+            }),
+            Added::Pair(pair) => TensorUpdate::Pair(Box::new(pair.as_ref().clone().with_cut(cut))),
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use crate::locate::Locator;
 use crate::model_ref::ModelRef;
 use crate::reader::Checkpoint;
 
+mod pairs;
+
 /// A tensor: its name, shape and values.
 type Tensor = (String, Vec<usize>, Vec<f32>);
 
@@ -398,8 +400,15 @@ fn what_does_not_resolve_is_an_error_that_names_it() {
         ),
         (more("alpha", &[2]), "expected one finite number"),
         (more("dora_scale", &[4]), "is of a DoRA"),
-        (more("hada_w1_a", &[4, 2]), "is of LoHa"),
-        (more("lokr_w1", &[4, 2]), "is of LoKr"),
+        (
+            more("hada_w1_a", &[4, 2]),
+            "are both that part of the same module",
+        ),
+        (
+            more("lokr_w1", &[4, 2]),
+            "are both that part of the same module",
+        ),
+        (more("lokr_t1", &[2, 2]), "is no part of a LoRA file"),
         (more("lora_mid.weight", &[2, 2]), "Tucker"),
         (more("diff_b", &[4]), "whole difference"),
         (more("other", &[4]), "is no part of a LoRA file"),

@@ -541,3 +541,88 @@ fn adapters_add_up_by_their_weights_and_what_sets_values_does_not() {
         "up.bias` sets values that another adapter",
     );
 }
+
+/// LoHa and LoKr: `W + scale (first * second)`, with the scale by the config.
+#[test]
+fn loha_and_lokr_of_peft() {
+    let q = "model.layers.0.q.weight";
+    let model = [tensor(q, &[4, 4])];
+    let part = |part: &str, shape: &[usize]| {
+        tensor(&format!("base_model.model.model.layers.0.q.{part}"), shape)
+    };
+    let value = |tensor: &Tensor, at: usize| f64::from(tensor.2[at]);
+    let loha = [
+        part("hada_w1_a", &[4, 1]),
+        part("hada_w1_b", &[1, 4]),
+        part("hada_w2_a", &[4, 1]),
+        part("hada_w2_b", &[1, 4]),
+    ];
+    let options = |kind: &str, r: usize| json!({"peft_type": kind, "r": r, "alpha": 3});
+    let adapted = |adapter: &[Tensor], options: &Value| {
+        let folder = bench(&model, &json!({"model_type": "llama"}), adapter, options);
+        open(folder.path())
+    };
+    let expected: Vec<f64> = (0..16)
+        .map(|at| {
+            let (row, column) = (at / 4, at % 4);
+            let of = |a: &Tensor, b: &Tensor| value(a, row) * value(b, column);
+            value(&model[0], at) + 3.0 * of(&loha[0], &loha[1]) * of(&loha[2], &loha[3])
+        })
+        .collect();
+    let of_loha = adapted(&loha, &options("LOHA", 1)).unwrap();
+    assert_eq!(values(&of_loha, q), expected);
+    let lokr = [part("lokr_w1", &[2, 2]), part("lokr_w2", &[2, 2])];
+    let expected: Vec<f64> = (0..16)
+        .map(|at| {
+            let (row, column) = (at / 4, at % 4);
+            let first = value(&lokr[0], row / 2 * 2 + column / 2);
+            value(&model[0], at) + 1.5 * first * value(&lokr[1], row % 2 * 2 + column % 2)
+        })
+        .collect();
+    let of_lokr = adapted(&lokr, &options("LOKR", 2)).unwrap();
+    assert_eq!(values(&of_lokr, q), expected);
+    let lora = [
+        part("lora_A.weight", &[1, 4]),
+        part("lora_B.weight", &[4, 1]),
+    ];
+    let gpt2 = [tensor("transformer.h.0.attn.c_proj.weight", &[4, 4])];
+    let of_gpt2 = lokr.each_ref().map(|part| {
+        let name = part
+            .0
+            .replace("model.layers.0.q", "transformer.h.0.attn.c_proj");
+        (name, part.1.clone(), part.2.clone())
+    });
+    let folder = bench(
+        &gpt2,
+        &json!({"model_type": "gpt2"}),
+        &of_gpt2,
+        &options("LOKR", 2),
+    );
+    for (found, part) in [
+        (
+            adapted(&loha, &options("LOHA", 2)),
+            "rank 2, as adapter_config.json gives",
+        ),
+        (
+            adapted(&loha, &options("LOKR", 1)),
+            "of a kind of adapter other than",
+        ),
+        (
+            adapted(&lokr, &lora_options()),
+            "of a kind of adapter other than",
+        ),
+        (adapted(&lora, &options("LOHA", 1)), "is of LoRA"),
+        (
+            adapted(&loha[..3], &options("LOHA", 1)),
+            "without its hada_w2_b",
+        ),
+        (open(folder.path()), "is stored [in, out]"),
+    ] {
+        let message = found.unwrap_err();
+        assert!(message.contains(part), "expected {part:?} in: {message}");
+    }
+}
+
+fn lora_options() -> Value {
+    json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1})
+}
