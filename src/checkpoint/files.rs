@@ -6,13 +6,14 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::behind::Reclaim;
+use super::distributed;
 use super::error::CheckpointError;
 use super::format::FileFormat;
 use super::limits::MAX_TENSORS;
 use super::pickle::Place;
 use super::shard::Shard;
 use super::source::{TensorEntry, TensorSource};
-use numeric::{Elements, FloatType, Stored, Strided};
+use numeric::{BoxPlace, Boxes, Elements, FloatType, Stored, Strided};
 
 /// Mapped files and their tensors: files in the order they were opened, tensors by offset.
 #[derive(Debug, Default)]
@@ -20,18 +21,57 @@ pub(super) struct Files {
     pub(super) shards: Vec<Shard>,
     pub(super) tensors: Vec<TensorEntry>,
     /// Where each tensor is.
-    at: Vec<InFile>,
+    at: Vec<Where>,
 }
 
-/// Where a tensor is. Tensors of a pickle may share bytes.
+/// Where a tensor is.
 #[derive(Debug)]
-struct InFile {
+pub(super) enum Where {
+    /// In one place.
+    One(InFile),
+    /// In several boxes, at least one, which together are all of it.
+    Boxes(Vec<BoxInFile>),
+}
+
+/// A place in a file. Tensors of a pickle may share bytes.
+#[derive(Debug)]
+pub(super) struct InFile {
     /// Which of the files.
-    shard: usize,
+    pub(super) shard: usize,
     /// Where it starts in that file.
-    offset: u64,
+    pub(super) offset: u64,
     /// How its elements are laid out there.
-    place: Place,
+    pub(super) place: Place,
+}
+
+/// A box of a tensor.
+#[derive(Debug)]
+pub(super) struct BoxInFile {
+    /// Where it lies in the tensor.
+    pub(super) place: BoxPlace,
+    /// Where it is stored.
+    pub(super) at: InFile,
+    /// Its length in bytes.
+    pub(super) len: u64,
+}
+
+impl Where {
+    /// The place of its first box, or its only one.
+    fn first(&self) -> &InFile {
+        match self {
+            Where::One(at) => at,
+            Where::Boxes(boxes) => &boxes[0].at,
+        }
+    }
+
+    /// The same where the files come behind so many others.
+    fn behind(mut self, shards: usize) -> Self {
+        match &mut self {
+            Where::One(at) => at.shard += shards,
+            Where::Boxes(boxes) => boxes.iter_mut().for_each(|part| part.at.shard += shards),
+        }
+        self
+    }
 }
 
 impl Files {
@@ -62,7 +102,7 @@ impl Files {
                         shape: tensor.shape,
                         len: tensor.len,
                     };
-                    files.add(entry, tensor.offset, Place::Contiguous);
+                    files.add_next(entry, tensor.offset, Place::Contiguous);
                 }
                 (shard, Vec::new())
             }
@@ -76,23 +116,31 @@ impl Files {
                         shape: tensor.shape,
                         len: tensor.len,
                     };
-                    files.add(entry, tensor.offset, tensor.place);
+                    files.add_next(entry, tensor.offset, tensor.place);
                 }
                 (shard, pickled.notes)
             }
+            FileFormat::Distributed => return distributed::open(path, entry),
         };
         files.shards.push(shard);
         Ok((files, notes))
     }
 
     /// Adds a tensor of the file that is being opened.
-    fn add(&mut self, entry: TensorEntry, offset: u64, place: Place) {
-        self.tensors.push(entry);
-        self.at.push(InFile {
-            shard: self.shards.len(),
+    fn add_next(&mut self, entry: TensorEntry, offset: u64, place: Place) {
+        let shard = self.shards.len();
+        let at = InFile {
+            shard,
             offset,
             place,
-        });
+        };
+        self.add(entry, Where::One(at));
+    }
+
+    /// Adds a tensor.
+    pub(super) fn add(&mut self, entry: TensorEntry, at: Where) {
+        self.tensors.push(entry);
+        self.at.push(at);
     }
 
     /// Drops the tensors of which `keep`, which is given their index, is false.
@@ -120,16 +168,43 @@ impl Files {
         let shards = self.shards.len();
         self.shards.extend(other.shards);
         self.tensors.extend(other.tensors);
-        self.at.extend(other.at.into_iter().map(|at| InFile {
-            shard: at.shard + shards,
-            ..at
-        }));
+        self.at
+            .extend(other.at.into_iter().map(|at| at.behind(shards)));
         Ok(())
     }
 
     /// The file that a tensor is in.
     pub(super) fn shard_of(&self, index: usize) -> &Shard {
-        &self.shards[self.at[index].shard]
+        &self.shards[self.at[index].first().shard]
+    }
+
+    /// The bytes of so many at a place, if they lie one after the other.
+    pub(super) fn bytes_at<'a>(&'a self, at: &'a InFile, len: u64) -> Option<&'a [u8]> {
+        match &at.place {
+            Place::Contiguous => Some(self.shards[at.shard].slice(at.offset, len)),
+            Place::Gathered(bytes) => Some(bytes),
+            Place::Strided(_) => None,
+        }
+    }
+
+    /// The values at a place, of so many bytes.
+    fn elements_at<'a>(
+        &'a self,
+        at: &'a InFile,
+        len: u64,
+        format: FloatType,
+    ) -> Option<Box<dyn Elements + 'a>> {
+        if let Place::Strided(strides) = &at.place {
+            return Some(Box::new(Strided {
+                bytes: self.shards[at.shard].bytes_from(at.offset),
+                format,
+                strides,
+            }));
+        }
+        Some(Box::new(Stored {
+            bytes: self.bytes_at(at, len)?,
+            format,
+        }))
     }
 }
 
@@ -140,28 +215,22 @@ impl TensorSource for Files {
 
     fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
         let format = FloatType::from_dtype(self.tensors[index].dtype)?;
-        let InFile { offset, place, .. } = &self.at[index];
-        if let Place::Strided(strides) = place {
-            return Some(Box::new(Strided {
-                bytes: self.shard_of(index).bytes_from(*offset),
-                format,
-                strides,
-            }));
+        match &self.at[index] {
+            Where::One(at) => self.elements_at(at, self.tensors[index].len, format),
+            Where::Boxes(boxes) => {
+                let mut all = Vec::with_capacity(boxes.len());
+                for part in boxes {
+                    all.push((&part.place, self.elements_at(&part.at, part.len, format)?));
+                }
+                Some(Box::new(Boxes { boxes: all, format }))
+            }
         }
-        Some(Box::new(Stored {
-            bytes: self.bytes(index)?,
-            format,
-        }))
     }
 
     fn bytes(&self, index: usize) -> Option<&[u8]> {
-        let InFile { offset, place, .. } = &self.at[index];
-        match place {
-            Place::Contiguous => {
-                Some((self.shard_of(index)).slice(*offset, self.tensors[index].len))
-            }
-            Place::Gathered(bytes) => Some(bytes),
-            Place::Strided(_) => None,
+        match &self.at[index] {
+            Where::One(at) => self.bytes_at(at, self.tensors[index].len),
+            Where::Boxes(_) => None,
         }
     }
 
@@ -170,7 +239,7 @@ impl TensorSource for Files {
     }
 
     fn place(&self, index: usize) -> Option<(&Shard, u64)> {
-        Some((self.shard_of(index), self.at[index].offset))
+        Some((self.shard_of(index), self.at[index].first().offset))
     }
 
     /// Asks the system to read in large pieces. Not for samples: the system would read much that is never used.
@@ -179,7 +248,9 @@ impl TensorSource for Files {
     }
 
     fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {
-        let InFile { offset, place, .. } = &self.at[index];
+        let Where::One(InFile { offset, place, .. }) = &self.at[index] else {
+            return;
+        };
         if matches!(place, Place::Contiguous) {
             let end = self.tensors[index].len.min(bytes.end);
             let bytes = offset + bytes.start.min(end)..offset + end;

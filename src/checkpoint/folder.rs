@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::config::ModelConfig;
 use super::error::CheckpointError;
-use super::format::{DIFFUSERS_STEM, FileFormat};
+use super::format::{DIFFUSERS_STEM, DISTRIBUTED_END, DISTRIBUTED_METADATA, FileFormat};
 use super::index::Index;
 use super::limits::{MAX_FOLDER_ENTRIES, MAX_SHARDS};
 use super::locate::Location;
@@ -57,7 +57,18 @@ pub(super) fn find_weights(location: &Location) -> Result<FoundWeights, Checkpoi
     }
     let passed_over = of_other_library(location, &names)?;
     names.retain(|name| !passed_over.contains(name));
-    for format in [FileFormat::Safetensors, FileFormat::Pickle] {
+    let formats = [
+        FileFormat::Safetensors,
+        FileFormat::Distributed,
+        FileFormat::Pickle,
+    ];
+    for format in formats {
+        if format == FileFormat::Distributed {
+            match find_distributed(location, &names) {
+                Some(found) => return Ok(found),
+                None => continue,
+            }
+        }
         if let Some(mut found) = find_format(location, &names, format) {
             let weights = passed_over.into_iter().filter(|name| is_model(name));
             for name in weights {
@@ -77,6 +88,24 @@ pub(super) fn find_weights(location: &Location) -> Result<FoundWeights, Checkpoi
         }
     }
     Err(no_weights(location, &names))
+}
+
+/// Finds a distributed checkpoint. Pickles beside it are what trainers keep of themselves.
+fn find_distributed(location: &Location, names: &BTreeSet<String>) -> Option<FoundWeights> {
+    let is_there = names.contains(DISTRIBUTED_METADATA)
+        && names.iter().any(|name| name.ends_with(DISTRIBUTED_END));
+    is_there.then(|| FoundWeights {
+        weights: WeightFiles {
+            shards: vec![location.path.join(DISTRIBUTED_METADATA)],
+            index: None,
+            format: FileFormat::Distributed,
+            notes: Vec::new(),
+        },
+        problems: Vec::new(),
+        left_aside: Vec::new(),
+        unread_index: None,
+        unread_pickle: None,
+    })
 }
 
 /// The weights and indexes under the name by which the library of the model does not look for them, where there are some

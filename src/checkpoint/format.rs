@@ -1,4 +1,10 @@
-//! The two file formats of weights, and how file names tell them apart.
+//! The file formats of weights, and how file names tell them apart.
+
+/// The file of a distributed checkpoint that says what is where.
+pub(super) const DISTRIBUTED_METADATA: &str = ".metadata";
+
+/// How the names of its other files end.
+pub(super) const DISTRIBUTED_END: &str = ".distcp";
 
 /// The format of a weight file that is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +34,8 @@ pub(super) enum FileFormat {
     Safetensors,
     /// What torch.save writes.
     Pickle,
+    /// What torch.distributed.checkpoint writes: the weight file is the metadata, which names the others.
+    Distributed,
 }
 
 impl FileFormat {
@@ -48,6 +56,7 @@ impl FileFormat {
         match self {
             FileFormat::Safetensors => &[".safetensors"],
             FileFormat::Pickle => &[".bin", ".pt", ".pth", ".ckpt", ".pth.tar"],
+            FileFormat::Distributed => &[DISTRIBUTED_END],
         }
     }
 
@@ -56,6 +65,7 @@ impl FileFormat {
         match self {
             FileFormat::Safetensors => "model.safetensors",
             FileFormat::Pickle => "pytorch_model.bin",
+            FileFormat::Distributed => DISTRIBUTED_METADATA,
         }
     }
 
@@ -64,6 +74,7 @@ impl FileFormat {
         match self {
             FileFormat::Safetensors => "diffusion_pytorch_model.safetensors",
             FileFormat::Pickle => "diffusion_pytorch_model.bin",
+            FileFormat::Distributed => DISTRIBUTED_METADATA,
         }
     }
 
@@ -72,6 +83,7 @@ impl FileFormat {
         match self {
             FileFormat::Safetensors => "model.safetensors.index.json",
             FileFormat::Pickle => "pytorch_model.bin.index.json",
+            FileFormat::Distributed => DISTRIBUTED_METADATA,
         }
     }
 
@@ -80,6 +92,7 @@ impl FileFormat {
         match self {
             FileFormat::Safetensors => ".safetensors.index.json",
             FileFormat::Pickle => ".bin.index.json",
+            FileFormat::Distributed => DISTRIBUTED_METADATA,
         }
     }
 }

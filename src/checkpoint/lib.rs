@@ -12,6 +12,7 @@ mod bounded;
 mod complete;
 mod composition;
 mod config;
+mod distributed;
 mod error;
 mod file_state;
 mod files;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::error::CheckpointError;
 use super::folder::file_names;
+use super::format::{DISTRIBUTED_END, DISTRIBUTED_METADATA};
 use super::hub::snapshot_of;
 use super::locate::Location;
 use super::weight_names::{ADAPTERS, is_model, numbered, other_format};
@@ -136,20 +137,26 @@ fn no_weights_hint(location: &Location, names: &BTreeSet<String>) -> String {
 
 /// What makes weights of a distributed checkpoint, which lies in the folder or in a subfolder.
 fn of_training_run(folder: &Path, names: &BTreeSet<String>) -> Option<String> {
-    let is_distributed =
-        |names: &BTreeSet<String>| names.iter().any(|name| name.ends_with(".distcp"));
-    let distributed = match is_distributed(names) {
-        true => Some(folder.to_owned()),
-        false => subfolders(folder, names)
-            .find(|(_, inside)| is_distributed(inside))
-            .map(|(name, _)| folder.join(name)),
+    let is_distributed = |names: &BTreeSet<String>| {
+        let mut ends = names.iter().map(|name| name.ends_with(DISTRIBUTED_END));
+        ends.any(|is_of_it| is_of_it)
     };
-    if let Some(distributed) = distributed {
+    if is_distributed(names) {
         return Some(format!(
-            "{} is a distributed checkpoint of PyTorch: make one file of it by `python -m \
-             torch.distributed.checkpoint.format_utils dcp_to_torch {} model.pt`, and name that",
-            distributed.display(),
-            distributed.display()
+            "the folder lacks `{}` of a distributed checkpoint of PyTorch, which says what its files hold: copy it too",
+            DISTRIBUTED_METADATA
+        ));
+    }
+    let mut distributed: Vec<_> = subfolders(folder, names)
+        .filter(|(_, inside)| is_distributed(inside))
+        .map(|(name, _)| name)
+        .collect();
+    // Trainers put the optimizer into a folder beside it.
+    distributed.sort_by_key(|name| name.contains("optim"));
+    if let Some(inside) = distributed.first() {
+        return Some(format!(
+            "its folder `{inside}` holds a distributed checkpoint of PyTorch: copy the model's config.json and tokenizer \
+             into that one, and name it"
         ));
     }
     let is_step = |name: &String| name.starts_with("global_step");

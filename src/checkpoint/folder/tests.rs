@@ -246,19 +246,19 @@ fn files_that_are_no_set_get_a_remedy_that_can_be_followed() {
 #[test]
 fn folders_of_training_runs_say_what_makes_weights_of_them() {
     let a = safetensors(&[("a", "U8", &[1])]);
-    let distributed = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER";
     let cases: [(&[File], &str); 13] = [
         (
-            &[("__0_0.distcp", b"x"), (".metadata", b"x")],
-            &format!("{distributed} model.pt"),
+            &[("__0_0.distcp", b"x")],
+            "lacks `.metadata` of a distributed checkpoint",
         ),
         (
             &[
+                ("optimizer_0/__0_0.distcp", b"x"),
                 ("pytorch_model_fsdp_0/__0_0.distcp", b"x"),
                 ("optimizer.bin", b"x"),
                 ("random_states_0.pkl", b"x"),
             ],
-            &format!("{distributed}/pytorch_model_fsdp_0 model.pt"),
+            "its folder `pytorch_model_fsdp_0` holds a distributed checkpoint",
         ),
         (
             &[

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
-use super::machine::{Unpickled, unpickle};
+use super::machine::{Imports, Unpickled, unpickle};
 use super::objects::{Object, Value};
 use super::torch::SAVE_AGAIN;
 use crate::bounded::plain;
@@ -44,7 +44,7 @@ pub(super) fn read<'a>(path: &Path, file: &'a [u8]) -> Result<Legacy<'a>, Checkp
     let mut at = 0;
     let mut next = || {
         let rest = file.get(at..).unwrap_or_default();
-        let unpickled = unpickle(path, rest, at as u64)?;
+        let unpickled = unpickle(path, rest, at as u64, Imports::Torch)?;
         at += unpickled.len;
         Ok::<_, CheckpointError>((unpickled, at))
     };

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::objects::{Object, Objects, Value};
-use super::torch;
+use super::torch::{self, Global};
 use crate::bounded::plain;
 use crate::error::CheckpointError;
 use crate::limits::{MAX_PICKLE_BYTES, MAX_PICKLE_MEMO, MAX_PICKLE_STACK, MAX_PICKLE_VALUES};
@@ -39,13 +39,24 @@ fn malformed<T>(detail: impl Into<String>) -> Result<T, Problem> {
     Err(Problem::Malformed(detail.into()))
 }
 
+/// The names that a pickle may import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Imports {
+    /// Those of tensors.
+    Torch,
+    /// Also those of a distributed checkpoint's metadata.
+    Distributed,
+}
+
 /// Runs the pickle at the start of `bytes`, which begin at byte `base` of the file.
 pub(super) fn unpickle<'a>(
     path: &Path,
     bytes: &'a [u8],
     base: u64,
+    imports: Imports,
 ) -> Result<Unpickled<'a>, CheckpointError> {
     let mut machine = Machine {
+        imports,
         bytes: &bytes[..bytes.len().min(MAX_PICKLE_BYTES)],
         cut: bytes.len() > MAX_PICKLE_BYTES,
         at: 0,
@@ -99,6 +110,7 @@ impl Problem {
 }
 
 struct Machine<'a> {
+    imports: Imports,
     bytes: &'a [u8],
     /// Whether the input was cut off at the size limit.
     cut: bool,
@@ -291,12 +303,10 @@ impl<'a> Machine<'a> {
             // GLOBAL, STACK_GLOBAL
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.push(Value::Global(torch::global(module, name)?))?;
+                self.import(module, name)?;
             }
             0x93 => match self.pop_last(2)?[..] {
-                [Value::Text(module), Value::Text(name)] => {
-                    self.push(Value::Global(torch::global(module, name)?))?;
-                }
+                [Value::Text(module), Value::Text(name)] => self.import(module, name)?,
                 _ => return malformed("a name to import that is not a string"),
             },
             b'R' => {
@@ -307,12 +317,25 @@ impl<'a> Machine<'a> {
                 let made = torch::call(&mut self.objects, callable, arguments)?;
                 self.push(made)?;
             }
+            // NEWOBJ
+            0x81 if self.imports == Imports::Distributed => match self.pop_last(2)?[..] {
+                [Value::Global(Global::Class(class)), _] => self.add(Object::Instance {
+                    class,
+                    state: Value::None,
+                })?,
+                _ => return unknown(op),
+            },
             b'b' => {
-                // The attributes of a dict, such as the `_metadata` of a state dict, are not entries of it.
-                self.pop()?;
-                if !matches!(self.objects.get(self.top()?), Some(Object::Dict(_))) {
-                    let what = "an object with a state of its own".into();
-                    return Err(Problem::Refused(what, torch::SAVE_AGAIN));
+                let given = self.pop()?;
+                let top = self.top()?;
+                match self.objects.get_mut(top) {
+                    // The attributes of a dict, such as the `_metadata` of a state dict, are not entries of it.
+                    Some(Object::Dict(_)) => {}
+                    Some(Object::Instance { state, .. }) => *state = given,
+                    _ => {
+                        let what = "an object with a state of its own".into();
+                        return Err(Problem::Refused(what, torch::SAVE_AGAIN));
+                    }
                 }
             }
             b'Q' => {
@@ -336,6 +359,19 @@ impl<'a> Machine<'a> {
         }
         self.stack.push(value);
         Ok(())
+    }
+
+    /// Pushes what a name stands for.
+    fn import(&mut self, module: &str, name: &str) -> Result<(), Problem> {
+        let class = match self.imports {
+            Imports::Torch => None,
+            Imports::Distributed => torch::class(module, name),
+        };
+        let global = match class {
+            Some(class) => Global::Class(class),
+            None => torch::global(module, name)?,
+        };
+        self.push(Value::Global(global))
     }
 
     fn add(&mut self, object: Object<'a>) -> Result<(), Problem> {

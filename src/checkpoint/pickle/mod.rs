@@ -5,6 +5,7 @@
 //! stay in the file. It knows one file at a time, and no folder.
 
 mod allowed;
+mod distributed;
 mod globals;
 mod legacy;
 mod machine;
@@ -19,9 +20,12 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
+pub(super) use self::distributed::{
+    Distributed, DistributedTensor, StoredBox, read_distributed, shown,
+};
 pub use self::globals::PickleImports;
 pub(super) use self::globals::globals;
-use self::machine::Unpickled;
+use self::machine::{Imports, Unpickled};
 use self::objects::{Object, Storage, Tensor, Value};
 use super::bounded::plain;
 use super::error::CheckpointError;
@@ -72,7 +76,7 @@ pub(super) fn read(
         let archive = zip::Archive::read(path, file)?;
         let pickle = archive.pickle();
         let bytes = file.get(pickle.clone()).unwrap_or_default();
-        let unpickled = machine::unpickle(path, bytes, pickle.start as u64)?;
+        let unpickled = machine::unpickle(path, bytes, pickle.start as u64, Imports::Torch)?;
         if unpickled.len != bytes.len() {
             return Err(CheckpointError::PickleMalformed {
                 path: path.into(),
@@ -89,6 +93,50 @@ pub(super) fn read(
         });
     }
     Err(stand_in(path, file).unwrap_or_else(|| foreign(path, file)))
+}
+
+/// Reads what torch.save wrote of one tensor into a range of a file.
+pub(super) fn read_tensor(
+    path: &Path,
+    file: &[u8],
+    range: Range<usize>,
+    gathered: &mut u64,
+    name: &str,
+) -> Result<PickledTensor, CheckpointError> {
+    let start = range.start as u64;
+    let file = file.get(range).unwrap_or_default();
+    let wrong = |why: String| CheckpointError::PickledTensor {
+        path: path.into(),
+        tensor: name.into(),
+        why,
+    };
+    if !file.starts_with(zip::MAGIC) {
+        let why = format!("is no archive of torch.save, at byte {start}");
+        return Err(wrong(why));
+    }
+    let archive = zip::Archive::read(path, file)?;
+    let pickle = archive.pickle();
+    let bytes = file.get(pickle.clone()).unwrap_or_default();
+    let base = start.saturating_add(pickle.start as u64);
+    let unpickled = machine::unpickle(path, bytes, base, Imports::Torch)?;
+    let objects = &unpickled.objects;
+    let Some(Object::Tensor(tensor)) = objects.get(unpickled.root) else {
+        let found = objects.describe(unpickled.root);
+        return Err(wrong(format!("is stored as {found}")));
+    };
+    let Some(Object::Storage(storage)) = objects.get(Value::Object(tensor.storage)) else {
+        return Err(wrong("has no storage".into()));
+    };
+    let extent = extent(storage, &|key: &str| archive.storage(key)).map_err(wrong)?;
+    let found = view(file, extent, tensor, &unpickled, gathered).map_err(wrong)?;
+    if matches!(found.place, Place::Strided(_)) && FloatType::from_dtype(found.dtype).is_none() {
+        return Err(wrong(format!("of {} is stored with gaps", found.dtype)));
+    }
+    Ok(PickledTensor {
+        name: name.into(),
+        offset: found.offset.saturating_add(start),
+        ..found
+    })
 }
 
 /// Where a tar archive has its mark.

@@ -6,7 +6,7 @@
 use safetensors::Dtype;
 
 use super::machine::Problem;
-use super::torch::Global;
+use super::torch::{Class, Global};
 use crate::limits::{MAX_PICKLE_OBJECTS, MAX_PICKLE_VALUES};
 
 /// A value on the stack of a pickle, or inside one of its objects.
@@ -36,6 +36,12 @@ pub(super) enum Object<'a> {
     Device,
     Storage(Storage<'a>),
     Tensor(Tensor),
+    /// Of a class that only stands for its fields.
+    Instance {
+        class: Class,
+        /// What it was given, mostly a dict of fields.
+        state: Value<'a>,
+    },
 }
 
 /// An array of numbers that tensors are views of; this type does not know its place in the file.
@@ -87,7 +93,11 @@ impl<'a> Objects<'a> {
         self.given += match &object {
             Object::Tuple(items) | Object::List(items) => items.len(),
             Object::Dict(entries) => entries.len(),
-            Object::Set | Object::Device | Object::Storage(_) | Object::Tensor(_) => 0,
+            Object::Set
+            | Object::Device
+            | Object::Storage(_)
+            | Object::Tensor(_)
+            | Object::Instance { .. } => 0,
         };
         if self.given > MAX_PICKLE_VALUES {
             return Err(Problem::TooMany("values in objects", MAX_PICKLE_VALUES));
@@ -166,6 +176,7 @@ impl<'a> Objects<'a> {
                 Some(Object::Device) => "a device".into(),
                 Some(Object::Storage(_)) => "a storage".into(),
                 Some(Object::Tensor(_)) => "a tensor".into(),
+                Some(Object::Instance { class, .. }) => format!("an object `{}`", class.name()),
                 None => "nothing".into(),
             },
         }

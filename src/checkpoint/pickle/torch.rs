@@ -38,6 +38,58 @@ pub(super) enum Global {
     Dtype(Dtype),
     Size,
     Device,
+    /// A class of a distributed checkpoint's metadata.
+    Class(Class),
+}
+
+/// The classes of a distributed checkpoint's metadata; objects of them are read, and hold nothing but data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    Metadata,
+    Tensor,
+    Bytes,
+    Box,
+    Properties,
+    Index,
+    Stored,
+    /// What nothing depends on: memory formats, layouts, paths.
+    Other,
+}
+
+impl Class {
+    /// Its name in torch.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Metadata => "Metadata",
+            Self::Tensor => "TensorStorageMetadata",
+            Self::Bytes => "BytesStorageMetadata",
+            Self::Box => "ChunkStorageMetadata",
+            Self::Properties => "TensorProperties",
+            Self::Index => "MetadataIndex",
+            Self::Stored => "_StorageInfo",
+            Self::Other => "...",
+        }
+    }
+}
+
+/// Looks up a class of a distributed checkpoint's metadata.
+pub(super) fn class(module: &str, name: &str) -> Option<Class> {
+    const METADATA: &str = "torch.distributed.checkpoint.metadata";
+    Some(match (module, name) {
+        (METADATA, "Metadata") => Class::Metadata,
+        (METADATA, "TensorStorageMetadata") => Class::Tensor,
+        (METADATA, "BytesStorageMetadata") => Class::Bytes,
+        (METADATA, "ChunkStorageMetadata") => Class::Box,
+        (METADATA, "TensorProperties") => Class::Properties,
+        (METADATA, "MetadataIndex") => Class::Index,
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo") => Class::Stored,
+        (METADATA, "StorageMeta" | "_MEM_FORMAT_ENCODING")
+        | ("torch.serialization", "_get_layout")
+        | ("pathlib" | "pathlib._local", "Path" | "PosixPath" | "PurePosixPath" | "WindowsPath") => {
+            Class::Other
+        }
+        _ => return None,
+    })
 }
 
 impl Global {
@@ -53,6 +105,7 @@ impl Global {
             Self::Dtype(_) => "torch.dtype",
             Self::Size => "torch.Size",
             Self::Device => "torch.device",
+            Self::Class(class) => class.name(),
         }
     }
 }
@@ -160,6 +213,10 @@ pub(super) fn call<'a>(
         return wrong();
     };
     match (callable, given) {
+        (Global::Class(class), _) => objects.add(Object::Instance {
+            class,
+            state: Value::None,
+        }),
         (Global::OrderedDict, []) => objects.add(Object::Dict(Vec::new())),
         // Python 2 passes the entries as a list of pairs.
         (Global::OrderedDict, &[entries]) => {
