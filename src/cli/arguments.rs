@@ -15,8 +15,8 @@ use super::memory::available;
 use super::mergekit::Mergekit;
 use super::network::{Needs, Network};
 use super::output::Failure;
-use super::stores;
-use checkpoint::{Locator, ModelRef, is_store_address};
+use super::stores::{self, is_in_store};
+use checkpoint::{Locator, ModelRef};
 use engine::{Budget, Settings};
 use errors::Refusal;
 use eval::Split;
@@ -72,11 +72,6 @@ pub(super) fn folder_or_store() -> impl TypedValueParser<Value = PathBuf> {
         ),
         false => Ok(path),
     })
-}
-
-/// Whether what is to be written goes to a store.
-pub(super) fn is_in_store(path: &Path) -> bool {
-    path.to_str().is_some_and(is_store_address)
 }
 
 /// What a plan depends on.

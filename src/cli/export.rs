@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::arguments::{is_in_store, place};
+use super::arguments::place;
 use super::caller::Caller;
 use super::network::{Needs, Network};
 use super::output::Failure;
 use super::signals::Work;
 use super::single_file::FileKind;
+use super::stores::is_in_store;
 use checkpoint::{Checkpoint, Location, ModelRef};
 use errors::{Hint, Refusal, printable};
 use gguf::{Encoding, Export, Options};

@@ -6,11 +6,12 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::arguments::{Format, place};
+use super::arguments::{Format, folder_or_store};
 use super::caller::Caller;
 use super::merge::say_how_to_verify;
 use super::output::{Failure, print_json};
 use super::signals::Work;
+use super::stores;
 use audit::check::check_written;
 use engine::Observer;
 use errors::printable;
@@ -24,8 +25,8 @@ use run::{Joined, join};
 /// when it is complete, or not at all; then the parts are removed.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The folder to write, as it was named for the parts
-    #[arg(value_parser = place())]
+    /// The folder to write, here or in an object store, as it was named for the parts
+    #[arg(value_parser = folder_or_store())]
     out: PathBuf,
 
     /// Replace OUT if it is not empty
@@ -60,7 +61,8 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Fail
         true => Ok(()),
         false => check_written(folder, &[]),
     };
-    let joined = join(&arguments.out, arguments.force, Some(&look), &Watch(caller))?;
+    let place = stores::destination(&arguments.out, arguments.force, caller)?;
+    let joined = join(&*place, Some(&look), &Watch(caller))?;
     for note in &joined.notes {
         caller.say(&format!("note: {}", printable(note)));
     }

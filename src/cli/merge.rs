@@ -152,7 +152,7 @@ impl OutputArguments {
             found,
         };
         if let Some(part) = self.parts.part {
-            let done = run::run_part(plan, part, &self.out, self.force, options, &progress);
+            let done = run::run_part(plan, part, &*destination, self.force, options, &progress);
             progress.finish();
             let (done, peak) = (done?, peak.stop());
             if self.format == Format::Text {
@@ -162,7 +162,7 @@ impl OutputArguments {
             return Ok(part::as_json(&self.out, part, &done, peak));
         }
         let done = match self.parts.resume {
-            true => run::run_resumed(plan, &self.out, self.force, options, &progress),
+            true => run::run_resumed(plan, &*destination, self.force, options, &progress),
             false => run::run(plan, &*destination, options, &progress),
         };
         progress.finish();

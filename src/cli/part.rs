@@ -11,7 +11,8 @@ use super::merge::word;
 use super::output::Failure;
 use errors::{Refusal, printable};
 use plan::count;
-use run::{Part, PartRun, parts_folder};
+use run::destination::parts_folder;
+use run::{Part, PartRun};
 
 /// Which part of a merge is done.
 #[derive(Args)]

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::arguments::is_in_store;
 use super::caller::Caller;
 use super::output::Failure;
-use checkpoint::Stores;
-use run::destination::{Destination, Folder, folder_of};
+use checkpoint::{Stores, is_store_address};
+use run::destination::{Folder, Parts, folder_of};
 
 /// What a command reads of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +47,11 @@ pub(super) fn stores(offline: bool, needs: Needs, caller: &Caller) -> Option<Arc
     )))
 }
 
+/// Whether what is to be written goes to a store.
+pub(super) fn is_in_store(path: &Path) -> bool {
+    path.to_str().is_some_and(is_store_address)
+}
+
 /// Where a checkpoint is written.
 ///
 /// # Errors
@@ -56,7 +60,7 @@ pub(super) fn destination(
     out: &Path,
     force: bool,
     caller: &Caller,
-) -> Result<Box<dyn Destination>, Failure> {
+) -> Result<Box<dyn Parts>, Failure> {
     match is_in_store(out) {
         true => in_store(out, force, caller),
         false => Ok(Box::new(Folder::new(out, force))),
@@ -80,12 +84,12 @@ pub(super) fn held() -> u64 {
 }
 
 #[cfg(not(feature = "store"))]
-fn in_store(_out: &Path, _force: bool, _caller: &Caller) -> Result<Box<dyn Destination>, Failure> {
+fn in_store(_out: &Path, _force: bool, _caller: &Caller) -> Result<Box<dyn Parts>, Failure> {
     Err(Failure::input("this weld is built without object stores"))
 }
 
 #[cfg(feature = "store")]
-fn in_store(out: &Path, force: bool, caller: &Caller) -> Result<Box<dyn Destination>, Failure> {
+fn in_store(out: &Path, force: bool, caller: &Caller) -> Result<Box<dyn Parts>, Failure> {
     use super::environment;
     use super::transfers::Quiet;
     use store::{Output, StoreError};

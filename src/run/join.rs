@@ -1,21 +1,21 @@
 //! Joins the parts of a plan to the checkpoint that one run writes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 use std::time::Instant;
 
-use super::destination::{Destination, DiskError, Folder, Layout, Staged, Step, check_place};
+use super::destination::{Held, Layout, MANIFEST_FILE, Parts, Staged};
 use super::encoded::{MeasuredError, QuantizationError};
 use super::error::RunError;
 use super::holes::{self, Suspects};
 use super::lock::{LOCK_FILE, Lock};
 use super::output::SideFiles;
 use super::part::{
-    Found, MANIFEST_FILE, Manifest, PartRun, WeightFile, found, of_another_plan, part_folder,
-    parts_folder, plan_digest, run_part, single_files,
+    Found, Manifest, PartRun, WeightFile, found, of_another_plan, plan_digest, run_part,
+    single_files,
 };
-use super::share::{MAX_PARTS, Part, Share, whole};
+use super::part_number::Part;
+use super::share::Share;
 use super::update::{Survivor, UpdateKept};
 use super::{Look, RunOptions, Summary, files_read};
 use engine::{Observer, Totals};
@@ -46,47 +46,33 @@ pub struct Joined {
     pub lock: blake3::Hash,
 }
 
-/// Joins the parts of the output `out`, and puts the checkpoint in its place. The parts are removed then.
+/// Joins the parts of an output, and puts the checkpoint in its place. The parts are removed then.
 ///
-/// Nothing is computed or read again: what a part has written is known by the digests of its manifest, and files are
-/// linked where the file system can. `look` looks at the checkpoint before it is put in place.
+/// Nothing is computed or read again: what a part has written is known by the digests of its manifest, and its files are
+/// taken as they are. `look` looks at the checkpoint before it is put in place.
 ///
 /// # Errors
-/// A part is missing, damaged, or of another plan; the destination is taken; the look found errors; failures of the disk.
-/// The parts stay as they are, and so does the destination.
+/// A part is missing, damaged, or of another plan; the destination is taken; the look found errors; failures of the
+/// destination. The parts stay as they are, and so does what is there.
 pub fn join(
-    out: &Path,
-    force: bool,
+    place: &dyn Parts,
     look: Option<&Look<'_>>,
     observer: &dyn Observer,
 ) -> Result<Joined, RunError> {
-    join_at(&Folder::new(out, force), look, observer)
-}
-
-/// The same at any destination in the local file system.
-///
-/// # Errors
-/// As of [`join`].
-pub fn join_at(
-    destination: &dyn Destination,
-    look: Option<&Look<'_>>,
-    observer: &dyn Observer,
-) -> Result<Joined, RunError> {
-    let out = destination.path();
-    let parts = complete(out)?;
+    let parts = complete(place)?;
     let all = Whole::of(&parts)?;
-    let mut staged = destination.begin(&Layout {
+    let mut staged = place.begin(&Layout {
         shards: &[],
         side_bytes: 0,
         reads: Vec::new(),
     })?;
-    for (folder, manifest) in &parts {
+    for (part, manifest) in &parts {
         for (name, file) in &manifest.weights {
-            adopt(staged.as_mut(), folder, name, file.bytes)?;
+            adopt(staged.as_mut(), *part, name, file.bytes)?;
             check_header(staged.as_ref(), name, file)?;
         }
         for (name, bytes) in &manifest.files {
-            adopt(staged.as_mut(), folder, name, *bytes)?;
+            adopt(staged.as_mut(), *part, name, *bytes)?;
         }
         if observer.cancelled() {
             return Err(RunError::Cancelled);
@@ -111,7 +97,12 @@ pub fn join_at(
     let names = lock.outputs.tensors.keys().map(String::as_str);
     notes.extend(holes::notes(all.suspects, names));
     notes.extend(staged.commit()?);
-    notes.extend(remove_parts(out, &parts));
+    let numbers: Vec<Part> = parts.iter().map(|(part, _)| *part).collect();
+    if let Err(error) = place.remove_parts(&numbers) {
+        notes.push(format!(
+            "{error}; the parts that were there are joined, and nobody needs them any more"
+        ));
+    }
     Ok(Joined {
         parts: parts.len(),
         tensors: lock.outputs.tensors.len(),
@@ -131,20 +122,20 @@ pub fn join_at(
 /// As of [`run_part`] and [`join`]. What is finished stays beside the destination.
 pub fn run_resumed(
     plan: &Plan,
-    out: &Path,
+    place: &dyn Parts,
     force: bool,
     options: RunOptions<'_>,
     observer: &dyn Observer,
 ) -> Result<Summary, RunError> {
     let started = Instant::now();
-    check_place(out, &files_read(plan), force)?;
+    place.check(&files_read(plan), force)?;
     let (mut before, mut totals) = (0, Totals::default());
     let shares: Vec<(Part, Share)> = single_files(plan).collect();
-    let other = listed(&parts_folder(out))?;
+    let other = place.parts()?;
     if let Some(other) = other.iter().find(|other| other.count != shares.len()) {
         let message = format!(
             "{} has part {other}, and this run has {} weight files",
-            parts_folder(out).display(),
+            place.parts_folder().display(),
             shares.len()
         );
         return Err(refused(
@@ -155,16 +146,22 @@ pub fn run_resumed(
     let digest = plan_digest(plan)?;
     let mut foreign = BTreeSet::new();
     for (part, _) in &shares {
-        let folder = part_folder(out, *part);
-        if found(&folder, *part, &digest)? == Found::Foreign {
+        if found(place, *part, &digest)? == Found::Foreign {
             if !force {
-                return Err(of_another_plan(&folder));
+                return Err(of_another_plan(place, *part));
             }
             foreign.insert(*part);
         }
     }
     for (part, share) in shares {
-        match run_part(plan, part, out, foreign.contains(&part), options, observer)? {
+        match run_part(
+            plan,
+            part,
+            place,
+            foreign.contains(&part),
+            options,
+            observer,
+        )? {
             PartRun::Found => {
                 before += 1;
                 observer.advance(share.read.saturating_add(share.written));
@@ -172,7 +169,7 @@ pub fn run_resumed(
             PartRun::Made { totals: made, .. } => totals += made,
         }
     }
-    let mut joined = join(out, force, options.look, observer)?;
+    let mut joined = join(place, options.look, observer)?;
     if before > 0 {
         let all = plan::count(joined.parts, "weight file");
         joined
@@ -194,9 +191,9 @@ pub fn run_resumed(
 }
 
 /// The parts of an output, in order, once all are there and of one plan.
-fn complete(out: &Path) -> Result<Vec<(PathBuf, Manifest)>, RunError> {
-    let folder = parts_folder(out);
-    let listed = listed(&folder)?;
+fn complete(place: &dyn Parts) -> Result<Vec<(Part, Manifest)>, RunError> {
+    let folder = place.parts_folder();
+    let listed = place.parts()?;
     let counts: BTreeSet<usize> = listed.iter().map(|part| part.count).collect();
     let mut counts = counts.into_iter();
     let (Some(count), None) = (counts.next(), counts.next()) else {
@@ -227,17 +224,20 @@ fn complete(out: &Path) -> Result<Vec<(PathBuf, Manifest)>, RunError> {
         let hint = format!("make them with --part {first} and so on");
         return Err(refused(message, &hint));
     }
-    let mut parts: Vec<(PathBuf, Manifest)> = Vec::new();
+    let mut parts: Vec<(Part, Manifest)> = Vec::new();
     for number in 1..=count {
         let part = Part { number, count };
-        let folder = part_folder(out, part);
+        let folder = place.part_folder(part);
         let again = format!("make it again with --part {part} --force");
-        let manifest =
-            Manifest::read(&folder, part).map_err(|error| refused(error.to_string(), &again))?;
-        let Some(manifest) = manifest else {
-            let message = format!("{} has no {MANIFEST_FILE}", folder.display());
+        let Held::Part { manifest, .. } = place.look_at(part)? else {
+            let message = format!(
+                "{} has no {MANIFEST_FILE} that can be read",
+                folder.display()
+            );
             return Err(refused(message, &again));
         };
+        let manifest = Manifest::parse(&manifest, part, &folder.join(MANIFEST_FILE))
+            .map_err(|error| refused(error.to_string(), &again))?;
         if let Some((_, first)) = parts
             .first()
             .filter(|(_, first)| !have_one_origin(first, &manifest))
@@ -251,46 +251,9 @@ fn complete(out: &Path) -> Result<Vec<(PathBuf, Manifest)>, RunError> {
                 "make the parts again that are not meant, with --force",
             ));
         }
-        parts.push((folder, manifest));
+        parts.push((part, manifest));
     }
     Ok(parts)
-}
-
-/// The parts whose folders there are.
-fn listed(folder: &Path) -> Result<BTreeSet<Part>, RunError> {
-    let look = |error| DiskError::at(Step::Look, folder)(error);
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        Err(error) => return Err(look(error).into()),
-    };
-    let mut parts = BTreeSet::new();
-    for entry in entries {
-        let name = entry.map_err(look)?.file_name();
-        let numbers = name.to_str().and_then(|name| name.split_once("-of-"));
-        let numbers = numbers.and_then(|(number, count)| Some((whole(number)?, whole(count)?)));
-        if let Some((number, count)) = numbers
-            && (1..=count).contains(&number)
-            && count <= MAX_PARTS
-        {
-            parts.insert(Part { number, count });
-        }
-    }
-    Ok(parts)
-}
-
-/// Removes parts that are joined, and their folder if it holds nothing else; says what is left.
-fn remove_parts(out: &Path, parts: &[(PathBuf, Manifest)]) -> Option<String> {
-    let removed = parts.iter().try_for_each(|(folder, _)| {
-        fs::remove_dir_all(folder).map_err(DiskError::at(Step::Remove, folder))
-    });
-    let all = parts_folder(out);
-    let removed =
-        removed.and_then(|()| fs::remove_dir(&all).map_err(DiskError::at(Step::Remove, &all)));
-    let error = removed.err()?;
-    Some(format!(
-        "{error}; the parts that were there are joined, and nobody needs them any more"
-    ))
 }
 
 /// Whether two parts are of one plan: the same recipe, options, inputs, version and layout.
@@ -335,7 +298,7 @@ struct Whole {
 
 impl Whole {
     /// Of complete parts. No file and no tensor may be in two.
-    fn of(parts: &[(PathBuf, Manifest)]) -> Result<Self, RunError> {
+    fn of(parts: &[(Part, Manifest)]) -> Result<Self, RunError> {
         let none = || refused("there are no parts".to_owned(), "make them with --part");
         let (_, first) = parts.first().ok_or_else(none)?;
         let mut all = Self {
@@ -349,13 +312,9 @@ impl Whole {
         };
         all.lock.outputs.tensors.clear();
         let mut files = BTreeSet::new();
-        for (folder, manifest) in parts {
+        for (part, manifest) in parts {
             let twice = |what: &str| {
-                let message = format!(
-                    "{}: `{}` is in another part too",
-                    folder.display(),
-                    printable(what)
-                );
+                let message = format!("part {part}: `{}` is in another part too", printable(what));
                 refused(message, "make the parts again with --force")
             };
             for name in manifest.weights.keys().chain(manifest.files.keys()) {
@@ -384,27 +343,17 @@ impl Whole {
 }
 
 /// Takes a file of a part.
-fn adopt(staged: &mut dyn Staged, folder: &Path, name: &str, bytes: u64) -> Result<(), RunError> {
-    let path = folder.join(name);
-    let again = "make that part again with --force";
+fn adopt(staged: &mut dyn Staged, part: Part, name: &str, bytes: u64) -> Result<(), RunError> {
     let parts = Path::new(name).components();
     let mut parts = parts.map(|part| matches!(part, Component::Normal(_)));
     if name.is_empty() || !parts.all(|is_plain| is_plain) {
         let message = format!(
-            "{}: `{}` does not lie in the part's folder",
-            folder.display(),
+            "part {part}: `{}` does not lie in the part's folder",
             printable(name)
         );
-        return Err(refused(message, again));
+        return Err(refused(message, "make that part again with --force"));
     }
-    let meta = fs::symlink_metadata(&path).map_err(DiskError::at(Step::Look, &path))?;
-    let found = match meta.is_file() {
-        true if meta.len() == bytes => return staged.adopt(name, &path),
-        true => format!("{} bytes", meta.len()),
-        false => "no file".to_owned(),
-    };
-    let message = format!("{}: expected {bytes} bytes, found {found}", path.display());
-    Err(refused(message, again))
+    staged.adopt(part, name, bytes)
 }
 
 /// Checks that a weight file begins as it was planned.

@@ -4,15 +4,14 @@
 //! weights. The manifest says what [`join`](super::join()) needs to know of the plan, so that nobody opens the inputs again.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use super::card::{CARD_FILE, Card};
-use super::destination::{Destination, DiskError, Folder, Layout, Step, check_place};
+use super::destination::{DiskError, Held, Layout, MANIFEST_FILE, Parts, Step};
 use super::encoded::{MeasuredError, measured};
 use super::error::RunError;
 use super::feed::Feed;
@@ -20,25 +19,17 @@ use super::holes::{Suspects, suspects};
 use super::lock::Lock;
 use super::look::{check_side_files, check_weights};
 use super::output::{SideFiles, side_bytes};
-use super::share::{Part, Share, most_parts, share, shares};
+use super::part_number::Part;
+use super::share::{Share, most_parts, share, shares};
 use super::update::{Survivor, remedies, survivors};
 use super::{RunOptions, Totals, check_unchanged, computed, files_read};
-use checkpoint::{CheckpointError, ShardLayout, read_bounded};
+use checkpoint::{CheckpointError, ShardLayout};
 use engine::Observer;
 use errors::Refusal;
 use plan::Plan;
 
-/// The manifest's file name.
-pub(super) const MANIFEST_FILE: &str = "weldment.part.json";
-
 /// The version of the manifest's format.
 const FORMAT: &str = "weldment-part/1";
-
-/// The ending of the folder of an output's parts.
-const ENDING: &str = ".weld-parts";
-
-/// The largest manifest that is read: a lock, and a line for each tensor.
-const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 
 /// What a part holds, and what plan it is of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,32 +81,26 @@ impl WeightFile {
 }
 
 impl Manifest {
-    /// Whether each of its files is there, with its length.
-    fn has_its_files(&self, folder: &Path) -> bool {
+    /// Whether each of its files is among those that are there, with its length.
+    fn has_its_files(&self, files: &BTreeMap<String, u64>) -> bool {
         let weights = self.weights.iter().map(|(name, file)| (name, file.bytes));
-        let files = self.files.iter().map(|(name, bytes)| (name, *bytes));
-        weights.chain(files).all(|(name, bytes)| {
-            let found = fs::symlink_metadata(folder.join(name));
-            found.is_ok_and(|found| found.is_file() && found.len() == bytes)
-        })
+        let beside = self.files.iter().map(|(name, bytes)| (name, *bytes));
+        weights
+            .chain(beside)
+            .all(|(name, bytes)| files.get(name) == Some(&bytes))
     }
 
-    /// Reads the manifest of a part's folder, if there is one.
+    /// Reads the manifest of a part.
     ///
     /// # Errors
-    /// It cannot be read, is of another version, or of another part than the folder's name says.
-    pub(super) fn read(folder: &Path, part: Part) -> Result<Option<Self>, CheckpointError> {
-        let path = folder.join(MANIFEST_FILE);
-        if path.symlink_metadata().is_err() {
-            return Ok(None);
-        }
+    /// It is none, of another version, or of another part.
+    pub(super) fn parse(bytes: &[u8], part: Part, path: &Path) -> Result<Self, CheckpointError> {
         let malformed = |detail: String| CheckpointError::JsonMalformed {
-            path: path.clone(),
+            path: path.to_owned(),
             detail,
         };
-        let bytes = read_bounded(&path, MAX_MANIFEST_BYTES, "manifest of a part, in bytes")?;
         let manifest: Self =
-            serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
         if manifest.format != FORMAT {
             return Err(malformed(format!(
                 "expected the form `{FORMAT}`, found `{}`",
@@ -128,26 +113,8 @@ impl Manifest {
                 "expected part {part}, found {number}/{count}"
             )));
         }
-        Ok(Some(manifest))
+        Ok(manifest)
     }
-}
-
-/// The folder of an output's parts, beside it.
-pub fn parts_folder(out: &Path) -> PathBuf {
-    // The working folder may be called `.`.
-    let absolute = match out.file_name() {
-        Some(_) => None,
-        None => std::path::absolute(out).ok(),
-    };
-    let out = absolute.as_deref().unwrap_or(out);
-    let mut name = OsString::from(out.file_name().unwrap_or_default());
-    name.push(ENDING);
-    out.with_file_name(name)
-}
-
-/// The folder of a part.
-pub(super) fn part_folder(out: &Path, part: Part) -> PathBuf {
-    parts_folder(out).join(format!("{}-of-{}", part.number, part.count))
 }
 
 /// The digest of all that an output depends on, but for the values of the inputs: versions, recipe, options, inputs by
@@ -207,7 +174,7 @@ pub enum PartRun {
     },
 }
 
-/// Computes a part of a plan for the output `out`, unless an earlier run of the same plan has. With `force`, a part that
+/// Computes a part of a plan for an output, unless an earlier run of the same plan has. With `force`, a part that
 /// is there is replaced.
 ///
 /// # Errors
@@ -215,7 +182,7 @@ pub enum PartRun {
 pub fn run_part(
     plan: &Plan,
     part: Part,
-    out: &Path,
+    place: &dyn Parts,
     force: bool,
     options: RunOptions<'_>,
     observer: &dyn Observer,
@@ -225,28 +192,28 @@ pub fn run_part(
         return Err(RunError::NotHashed);
     }
     let share = share(plan, part)?;
-    let folder = part_folder(out, part);
     let digest = plan_digest(plan)?;
-    let replace = match (found(&folder, part, &digest)?, force) {
+    let replace = match (found(place, part, &digest)?, force) {
         (Found::Done, false) => return Ok(PartRun::Found),
-        (Found::Foreign, false) => return Err(of_another_plan(&folder)),
+        (Found::Foreign, false) => return Err(of_another_plan(place, part)),
         (Found::Nothing, _) => false,
         (Found::Done | Found::Foreign | Found::Broken, _) => true,
     };
     let reads = files_read(plan);
     // Whether it may be replaced is asked when the parts are joined.
-    check_place(out, &reads, true)?;
+    place.check(&reads, true)?;
     let feed = Feed::new(plan, &share, options.scratch_limit)?;
     let side_files = match share.is_first() {
         true => side_bytes(plan)?,
         false => 0,
     };
     let shards = &plan.shards[share.shards.clone()];
-    let mut staged = Folder::new(&folder, replace).begin(&Layout {
+    let layout = Layout {
         shards,
         side_bytes: side_files + plan.scratch_bytes(),
         reads,
-    })?;
+    };
+    let mut staged = place.begin_part(part, replace, &layout)?;
     let mut side_files = SideFiles::new(staged.as_mut(), observer, BTreeMap::new());
     if share.is_first() {
         side_files.write_all(plan)?;
@@ -264,7 +231,7 @@ pub fn run_part(
     let mut side_files = SideFiles::new(staged.as_mut(), observer, written);
     let lock = Lock::new(plan, &computed.digests, &side_files.written, None);
     if share.is_first() {
-        let card = Card::of_plan(plan, out, options.found).text(&lock);
+        let card = Card::of_plan(plan, place.path(), options.found).text(&lock);
         side_files.write(CARD_FILE, card.into_bytes())?;
     }
     let lengths = side_files.written.iter();
@@ -314,39 +281,31 @@ pub(super) enum Found {
     Foreign,
 }
 
-/// Looks at the folder of a part of the plan with this digest.
+/// Looks at a part of the plan with this digest.
 ///
 /// # Errors
-/// It is no folder, or cannot be looked at.
-pub(super) fn found(folder: &Path, part: Part, digest: &str) -> Result<Found, RunError> {
-    let look = |error| DiskError::at(Step::Look, folder)(error);
-    match fs::symlink_metadata(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
-        Err(error) => return Err(look(error).into()),
-        Ok(meta) if !meta.is_dir() => {
-            let message = format!("{} is no folder", folder.display());
-            return Err(RunError::NotJoined(
-                Refusal::new(message).with_hint("see what it is, and remove it"),
-            ));
-        }
-        Ok(_) => {}
-    }
-    if fs::read_dir(folder).map_err(look)?.next().is_none() {
-        return Ok(Found::Nothing);
-    }
-    Ok(match Manifest::read(folder, part) {
-        Ok(Some(manifest)) if manifest.plan == digest => match manifest.has_its_files(folder) {
-            true => Found::Done,
-            false => Found::Broken,
+/// It cannot be looked at.
+pub(super) fn found(place: &dyn Parts, part: Part, digest: &str) -> Result<Found, RunError> {
+    let (manifest, files) = match place.look_at(part)? {
+        Held::Nothing => return Ok(Found::Nothing),
+        Held::Other => return Ok(Found::Foreign),
+        Held::Part { manifest, files } => (manifest, files),
+    };
+    Ok(
+        match Manifest::parse(&manifest, part, &place.part_folder(part)) {
+            Ok(manifest) if manifest.plan == digest => match manifest.has_its_files(&files) {
+                true => Found::Done,
+                false => Found::Broken,
+            },
+            _ => Found::Foreign,
         },
-        _ => Found::Foreign,
-    })
+    )
 }
 
-pub(super) fn of_another_plan(folder: &Path) -> RunError {
+pub(super) fn of_another_plan(place: &dyn Parts, part: Part) -> RunError {
     let message = format!(
         "{} holds something else than this part of this plan",
-        folder.display()
+        place.part_folder(part).display()
     );
     let hint =
         "it may be of another recipe, version or input: remove it, or replace it with --force";

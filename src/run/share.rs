@@ -1,52 +1,10 @@
 //! Which weight files and tensors of a plan are one worker's.
 
-use std::fmt;
 use std::ops::Range;
-use std::str::FromStr;
 
 use super::error::RunError;
+use super::part_number::Part;
 use plan::{Operation, Plan};
-
-/// The most parts that a plan is cut into.
-pub const MAX_PARTS: usize = 100_000;
-
-/// Which part of a plan is meant: its number, from 1, and how many parts there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Part {
-    /// Its number, from 1.
-    pub number: usize,
-    /// How many parts there are.
-    pub count: usize,
-}
-
-impl FromStr for Part {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers = text.split_once('/');
-        let numbers = numbers.and_then(|(number, count)| Some((whole(number)?, whole(count)?)));
-        match numbers {
-            Some((number, count)) if (1..=count).contains(&number) && count <= MAX_PARTS => {
-                Ok(Self { number, count })
-            }
-            _ => Err(format!(
-                "expected a part and how many there are, such as 3/16, of at most {MAX_PARTS}"
-            )),
-        }
-    }
-}
-
-/// A number in plain digits.
-pub(super) fn whole(text: &str) -> Option<usize> {
-    let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|_| is_plain)
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.number, self.count)
-    }
-}
 
 /// What one worker computes and writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,17 +147,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn a_part_is_a_number_of_a_count() {
-        let part = |text: &str| text.parse::<Part>();
-        assert_eq!(part("3/16").unwrap().to_string(), "3/16");
-        for wrong in [
-            "0/4", "5/4", "1", "/", "1/", "+1/4", "1/100001", "1/0", "a/b", "1/4/4",
-        ] {
-            assert!(part(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn a_cut_is_even() {

@@ -69,6 +69,19 @@ impl Address {
         parts.chain(name.split('/').map(Into::into)).collect()
     }
 
+    /// What lies beside it, under the same name with an ending.
+    pub(crate) fn beside(&self, ending: &str) -> Address {
+        let name = format!("{}{ending}", self.name());
+        let mut parts: Vec<_> = self.path.parts().collect();
+        parts.pop();
+        parts.push(name.as_str().into());
+        Address {
+            text: format!("{}{ending}", self.text),
+            path: parts.into_iter().collect(),
+            ..self.clone()
+        }
+    }
+
     /// Whether it is a plain web server, which lists nothing and takes nothing.
     pub fn is_web(&self) -> bool {
         self.scheme == ObjectStoreScheme::Http
@@ -85,6 +98,9 @@ mod tests {
         assert_eq!(address.text(), "s3://bucket/models/a b");
         assert_eq!(address.below("x/y.json").as_ref(), "models/a b/x/y.json");
         assert_eq!(address.name(), "a b");
+        let beside = address.beside(".weld-parts");
+        assert_eq!(beside.path.as_ref(), "models/a b.weld-parts");
+        assert_eq!(beside.text(), "s3://bucket/models/a b.weld-parts");
         assert!(Address::parse("https://host/x").unwrap().is_web());
         assert!(!Address::parse("az://container@account/x").unwrap().is_web());
         for bad in [

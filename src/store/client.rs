@@ -249,6 +249,14 @@ impl Store {
         })
     }
 
+    /// A client of what lies beside its address, under the same name with an ending.
+    pub(crate) fn beside(&self, ending: &str) -> Store {
+        Store {
+            address: self.address.beside(ending),
+            ..self.clone()
+        }
+    }
+
     /// Waits after so many failures, for longer after each.
     pub(crate) async fn pause(&self, failures: u32) {
         let pause = self.pause.saturating_mul(1 << failures);

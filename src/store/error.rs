@@ -200,6 +200,14 @@ pub enum StoreError {
         /// The address.
         address: String,
     },
+    /// Another run has done the same part.
+    #[error("another run has done part {part} of `{address}` meanwhile")]
+    DoneMeanwhile {
+        /// The output.
+        address: String,
+        /// The part.
+        part: String,
+    },
     /// Files were being put in place when it failed.
     #[error("some files are in place at `{address}`, and some are not: {reason}")]
     HalfPlaced {
@@ -367,6 +375,9 @@ impl Hint for StoreError {
             Self::TakenOver { .. } => "let one of the two end, and write again with --force".into(),
             Self::NoConditions { .. } => {
                 "if it can (If-None-Match), set AWS_CONDITIONAL_PUT=etag; else write to a folder, and copy that".into()
+            }
+            Self::DoneMeanwhile { .. } => {
+                "it will be joined as it is; to do it once more, add --force".into()
             }
             Self::HalfPlaced { .. } => {
                 "there is no config.json, so nothing takes it for a checkpoint: write it again with --force".into()

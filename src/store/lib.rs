@@ -16,6 +16,7 @@ mod list;
 mod marker;
 mod model;
 mod output;
+mod parts;
 mod read;
 mod spill;
 mod uploads;

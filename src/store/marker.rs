@@ -32,6 +32,8 @@ struct Note {
     uploads: Vec<(String, MultipartId)>,
     /// Whether files are being put in place.
     placing: bool,
+    /// The uploads, by their digest, of which no other files have the names any more.
+    cleared: Option<String>,
 }
 
 /// A run's note.
@@ -51,11 +53,12 @@ impl Marker {
         force: bool,
         stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<Marker, StoreError> {
-        let note = Note {
+        let mut note = Note {
             format: FORMAT.to_owned(),
             run,
             uploads: Vec::new(),
             placing: false,
+            cleared: None,
         };
         for _ in 0..TRIES {
             match store.wait(stopped, put(store, &note, PutMode::Create))? {
@@ -78,6 +81,7 @@ impl Marker {
             }
             if let Some(other) = other {
                 call_off(store, &other.uploads);
+                note.cleared = other.cleared;
             }
             if let Put::Done(seen) =
                 store.wait(stopped, put(store, &note, PutMode::Update(seen)))?
@@ -104,6 +108,21 @@ impl Marker {
     pub(crate) async fn note_placing(&mut self, store: &Store) -> Result<(), StoreError> {
         self.note.placing = true;
         self.renew(store).await
+    }
+
+    /// Notes that there are no other files with the names of these uploads, given by their digest.
+    pub(crate) async fn note_cleared(
+        &mut self,
+        store: &Store,
+        uploads: String,
+    ) -> Result<(), StoreError> {
+        self.note.cleared = Some(uploads);
+        self.renew(store).await
+    }
+
+    /// The uploads, by their digest, of which no other files have the names.
+    pub(crate) fn cleared(&self) -> Option<&str> {
+        self.note.cleared.as_deref()
     }
 
     async fn renew(&mut self, store: &Store) -> Result<(), StoreError> {

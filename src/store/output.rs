@@ -4,13 +4,13 @@
 //! completed. All other files wait on the local disk. At the end the uploads are completed, then the other files go, and
 //! the config last of all: without it nothing takes the folder for a checkpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::fmt;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::{ObjectStoreExt, PutPayload};
@@ -20,13 +20,14 @@ use super::client::{Client, Settings, Store};
 use super::error::StoreError;
 use super::list::{Entry, list};
 use super::marker::{MARKER, Marker, remove};
+use super::parts::{PartsStore, StoredPart};
 use super::spill::PIECE;
-use super::uploads::{AT_A_TIME, Upload, Uploads};
+use super::uploads::{AT_A_TIME, Upload, Uploads, call_off};
 use checkpoint::{ScratchFolder, Transfer};
 use engine::Tile;
 use errors::Refusal;
-use run::RunError;
-use run::destination::{Chunks, Destination, Layout, Staged};
+use run::destination::{Chunks, Destination, Held, Layout, Parts, Staged};
+use run::{Part, RunError};
 
 /// What makes a folder a checkpoint: one of these in it.
 const CONFIGS: [&str; 3] = ["config.json", "adapter_config.json", "model_index.json"];
@@ -42,6 +43,7 @@ pub struct Output {
     settings: Settings,
     cache: PathBuf,
     observer: Arc<dyn Transfer>,
+    store: Mutex<Option<Store>>,
 }
 
 impl fmt::Debug for Output {
@@ -82,11 +84,33 @@ impl Output {
             settings,
             cache,
             observer,
+            store: Mutex::default(),
         })
     }
 
+    /// A client of the store. Nothing is asked for yet.
+    fn store(&self) -> Result<Store, StoreError> {
+        let mut made = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = &*made {
+            return Ok(store.clone());
+        }
+        let store = Client::new(self.settings.clone())?.open(&self.address)?;
+        Ok(made.insert(store).clone())
+    }
+
+    /// Waits for requests about parts.
+    fn of_parts<T, F>(&self, ask: impl FnOnce(PartsStore) -> F) -> Result<T, RunError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let store = self.store().map_err(failed)?;
+        let stopped = || self.observer.stopped();
+        let asked = ask(PartsStore::new(store.clone()));
+        store.wait(&stopped, asked).map_err(failed)
+    }
+
     /// Looks at what is there already: it may be nothing, or, with `force`, a checkpoint.
-    fn check_free(&self, store: &Store) -> Result<BTreeMap<String, u64>, RunError> {
+    fn check_free(&self, store: &Store, force: bool) -> Result<BTreeMap<String, u64>, RunError> {
         let stopped = || self.observer.stopped();
         let there = store.wait(&stopped, list(store)).map_err(failed)?;
         let mut old: BTreeMap<String, u64> = there.into_iter().map(Entry::into).collect();
@@ -94,7 +118,7 @@ impl Output {
         if old.is_empty() {
             return Ok(old);
         }
-        if !self.force {
+        if !force {
             return Err(RunError::OutputExists {
                 path: self.path.clone(),
             });
@@ -130,15 +154,16 @@ impl Destination for Output {
 
     fn begin(&self, layout: &Layout<'_>) -> Result<Box<dyn Staged>, RunError> {
         self.check_inputs(&layout.reads)?;
-        let client = Client::new(self.settings.clone()).map_err(failed)?;
-        let store = client.open(&self.address).map_err(failed)?;
-        let old = self.check_free(&store)?;
+        let store = self.store().map_err(failed)?;
+        let old = self.check_free(&store, self.force)?;
         let here = Here::new(&self.cache).map_err(failed)?;
         let stopped = || self.observer.stopped();
         let marker = Marker::leave(&store, name_of_run(), self.force, &stopped).map_err(failed)?;
         let mut staged = Box::new(StagedOutput {
             uploads: None,
             done: Vec::new(),
+            adopted: Vec::new(),
+            parts: BTreeMap::new(),
             old,
             here,
             marker: Some(marker),
@@ -150,8 +175,59 @@ impl Destination for Output {
     }
 }
 
+impl Parts for Output {
+    fn check(&self, reads: &[PathBuf], replace: bool) -> Result<(), RunError> {
+        self.check_inputs(reads)?;
+        let store = self.store().map_err(failed)?;
+        self.check_free(&store, replace).map(drop)
+    }
+
+    fn parts(&self) -> Result<BTreeSet<Part>, RunError> {
+        self.of_parts(|parts| async move { parts.list().await })
+    }
+
+    fn look_at(&self, part: Part) -> Result<Held, RunError> {
+        let found = self.of_parts(|parts| async move { parts.read(part).await })?;
+        Ok(match found {
+            None => Held::Nothing,
+            Some((None, _)) => Held::Other,
+            Some((Some(made), _)) => made.held(),
+        })
+    }
+
+    fn begin_part(
+        &self,
+        part: Part,
+        replace: bool,
+        layout: &Layout<'_>,
+    ) -> Result<Box<dyn Staged>, RunError> {
+        self.check_inputs(&layout.reads)?;
+        let place = PartsStore::new(self.store().map_err(failed)?);
+        let staged = place.begin(part, replace, layout, &self.cache, &self.observer);
+        Ok(Box::new(staged.map_err(failed)?))
+    }
+
+    fn remove_parts(&self, _parts: &[Part]) -> Result<(), RunError> {
+        let left = self.of_parts(|parts| async move { parts.left().await })?;
+        call_off(&self.store().map_err(failed)?, &left);
+        self.of_parts(|parts| async move { parts.remove_all().await })
+    }
+}
+
+/// What tells uploads from others.
+fn digest_of(uploads: &[Upload]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for upload in uploads {
+        for text in [&upload.file, &upload.id] {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+    }
+    hasher.finalize().to_string()
+}
+
 /// A name that no other run has.
-fn name_of_run() -> String {
+pub(crate) fn name_of_run() -> String {
     // The standard library seeds its hash maps from the system's random numbers.
     format!("{:016x}", RandomState::new().build_hasher().finish())
 }
@@ -217,7 +293,7 @@ impl Here {
     }
 
     /// The files beside the weights, and their lengths.
-    fn beside(&self, weights: &[Upload]) -> Result<BTreeMap<String, u64>, StoreError> {
+    pub(crate) fn beside(&self, weights: &[Upload]) -> Result<BTreeMap<String, u64>, StoreError> {
         let mut found = BTreeMap::new();
         let mut folders = vec![self.files.clone()];
         while let Some(folder) = folders.pop() {
@@ -246,6 +322,10 @@ struct StagedOutput {
     uploads: Option<Uploads>,
     /// The uploads that are not completed yet.
     done: Vec<Upload>,
+    /// Those of parts, which stay the parts' if this fails.
+    adopted: Vec<Upload>,
+    /// The parts that files were taken of.
+    parts: BTreeMap<Part, StoredPart>,
     /// What was there before: names and lengths.
     old: BTreeMap<String, u64>,
     here: Here,
@@ -283,22 +363,36 @@ impl StagedOutput {
         for name in self.old.keys().filter(|name| decides(name)) {
             remove(store, name).await?;
         }
-        let beside = self.here.beside(&self.done)?;
+        let beside = self
+            .here
+            .beside(&[&self.done[..], &self.adopted].concat())?;
         let mut expected = beside.clone();
-        let uploads = std::mem::take(&mut self.done);
+        let uploads = [std::mem::take(&mut self.done), self.adopted.clone()].concat();
+        // What has the name of an upload from here on was made of it: an upload may be found completed.
+        let digest = digest_of(&uploads);
+        if let Some(marker) = &mut self.marker
+            && marker.cleared() != Some(&digest)
+        {
+            for upload in &uploads {
+                if self.old.contains_key(&upload.file) {
+                    remove(store, &upload.file).await?;
+                }
+            }
+            marker.note_cleared(store, digest).await?;
+        }
         expected.extend(uploads.iter().map(|done| (done.file.clone(), done.bytes)));
         let complete = |upload: &Upload| {
             let upload = upload.clone();
-            let is_new = !self.old.contains_key(&upload.file);
             async move {
-                let done = upload.complete(store, is_new).await;
+                let done = upload.complete(store).await;
                 (done.is_err().then_some(upload), done)
             }
         };
         let mut all = stream::iter(uploads.iter().map(complete)).buffer_unordered(AT_A_TIME);
         let mut result = Ok(());
         while let Some((left, done)) = all.next().await {
-            self.done.extend(left);
+            self.done
+                .extend(left.filter(|left| !self.adopted.contains(left)));
             result = result.and(done);
         }
         result?;
@@ -353,6 +447,11 @@ impl StagedOutput {
         let Ok(there) = list(&self.store).await else {
             return false;
         };
+        // Of a part that is joined, what is completed cannot be made again: it stays for the next try.
+        let is_joined = |entry: &Entry| (self.adopted.iter()).any(|part| part.file == entry.name);
+        if there.iter().any(is_joined) {
+            return false;
+        }
         for entry in there.iter().filter(|entry| entry.name != MARKER) {
             if remove(&self.store, &entry.name).await.is_err() {
                 return false;
@@ -381,18 +480,35 @@ impl Staged for StagedOutput {
         self.here.side_file(name, chunks)
     }
 
-    fn adopt(&mut self, name: &str, file: &Path) -> Result<(), RunError> {
-        let failed = |error| failed(StoreError::io("read", file, error));
-        let mut file = File::open(file).map_err(failed)?;
-        let mut chunks = std::iter::from_fn(|| {
-            let mut chunk = Vec::new();
-            match (&mut file).take(PIECE).read_to_end(&mut chunk) {
-                Ok(0) => None,
-                Ok(_) => Some(Ok(chunk)),
-                Err(error) => Some(Err(failed(error))),
-            }
-        });
-        self.here.side_file(name, &mut chunks)
+    fn adopt(&mut self, part: Part, name: &str, bytes: u64) -> Result<(), RunError> {
+        let (store, observer) = (self.store.clone(), Arc::clone(&self.observer));
+        let wait = || observer.stopped();
+        let place = PartsStore::new(store.clone());
+        if let btree_map::Entry::Vacant(entry) = self.parts.entry(part) {
+            let found = store.wait(&wait, place.read(part)).map_err(failed)?;
+            let made = found.and_then(|(made, _)| made).ok_or_else(|| {
+                let message = format!(
+                    "part {part} of {} is not there any more",
+                    store.address.text()
+                );
+                let hint = format!("make it again with --part {part}");
+                RunError::NotJoined(Refusal::new(message).with_hint(hint))
+            })?;
+            entry.insert(made);
+        }
+        let made = &self.parts[&part];
+        let path = self.here.files().join(name);
+        let taken = store.wait(&wait, place.take(part, made, name, &path));
+        taken.map_err(failed)?;
+        let found = fs::metadata(&path).map_or(0, |found| found.len());
+        if found != bytes {
+            let message = format!("part {part}: {name}: expected {bytes} bytes, found {found}");
+            let hint = "make that part again with --force";
+            return Err(RunError::NotJoined(Refusal::new(message).with_hint(hint)));
+        }
+        let upload = made.uploads.iter().find(|upload| upload.file == name);
+        self.adopted.extend(upload.cloned());
+        Ok(())
     }
 
     fn read(&self, name: &str, limit: u64) -> Result<(Vec<u8>, u64), RunError> {
@@ -449,7 +565,7 @@ impl Drop for StagedOutput {
         self.uploads = None;
         let left = std::mem::take(&mut self.done).into_iter();
         let left: Vec<_> = left.map(|upload| (upload.file, upload.id)).collect();
-        super::uploads::call_off(&self.store, &left);
+        call_off(&self.store, &left);
         if let Some(marker) = self.marker.take() {
             let _ = self.store.wait(&|| false, marker.remove(&self.store));
         }

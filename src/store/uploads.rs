@@ -47,11 +47,11 @@ pub(crate) struct Upload {
 }
 
 impl Upload {
-    /// Makes the file of the pieces; `is_new` says that no such file was there before.
+    /// Makes the file of the pieces. No other may have its name.
     ///
     /// # Errors
     /// The store refuses it, or has dropped the upload.
-    pub(crate) async fn complete(&self, store: &Store, is_new: bool) -> Result<(), StoreError> {
+    pub(crate) async fn complete(&self, store: &Store) -> Result<(), StoreError> {
         let path = store.address.below(&self.file);
         let pieces = self.pieces.iter().map(|piece| PartId {
             content_id: piece.clone(),
@@ -63,9 +63,8 @@ impl Upload {
             Ok(_) => Ok(()),
             // It may have been done, and the answer got lost.
             Err(object_store::Error::NotFound { .. })
-                if is_new
-                    && (store.objects.head(&path).await)
-                        .is_ok_and(|found| found.size == self.bytes) =>
+                if (store.objects.head(&path).await)
+                    .is_ok_and(|found| found.size == self.bytes) =>
             {
                 Ok(())
             }

@@ -7,10 +7,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use safetensors::Dtype;
 use weldment::plan::Plan;
-use weldment::run::destination::{Disk, Folder, Watch};
+use weldment::run::destination::{Disk, Folder, Watch, parts_folder};
 use weldment::run::{
-    Joined, Part, PartRun, RunError, RunOptions, join, join_at, parts_folder, run_part,
-    run_resumed, shares,
+    Joined, Part, PartRun, RunError, RunOptions, join, run_part, run_resumed, shares,
 };
 
 use crate::destination::{Door, bench as bench_on_disk, planned, tree};
@@ -37,7 +36,8 @@ fn bench() -> Bench {
 
 fn make(plan: &Plan, number: usize, count: usize, out: &Path) -> Result<PartRun, RunError> {
     let part = Part { number, count };
-    run_part(plan, part, out, false, RunOptions::default(), &Silent)
+    let place = Folder::new(out, false);
+    run_part(plan, part, &place, false, RunOptions::default(), &Silent)
 }
 
 /// Makes all parts, from the last to the first, and joins them.
@@ -45,7 +45,7 @@ fn in_parts(plan: &Plan, count: usize, out: &Path) -> Joined {
     for number in (1..=count).rev() {
         make(plan, number, count, out).unwrap();
     }
-    join(out, false, None, &Silent).unwrap()
+    join(&Folder::new(out, false), None, &Silent).unwrap()
 }
 
 #[test]
@@ -343,14 +343,16 @@ fn damaged_and_hostile_parts_are_refused_and_stay() {
     ];
     for (number, (harm, expected)) in cases.iter().enumerate() {
         harm();
-        let error = join(&out, false, None, &Silent).unwrap_err().to_string();
+        let error = join(&Folder::new(&out, false), None, &Silent)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(expected), "case {number}: {error}");
         assert!(!out.exists(), "case {number}");
         let _ = fs::remove_file(folder.join(&name));
         fs::write(folder.join(&name), &weights).unwrap();
         fs::write(&manifest, &sound).unwrap();
     }
-    join(&out, false, None, &Silent).unwrap();
+    join(&Folder::new(&out, false), None, &Silent).unwrap();
 }
 
 #[test]
@@ -362,7 +364,14 @@ fn a_run_goes_on_where_it_was_stopped() {
     for number in [1, 2, all] {
         make(&plan, number, all, &out).unwrap();
     }
-    let done = run_resumed(&plan, &out, false, RunOptions::default(), &Silent).unwrap();
+    let done = run_resumed(
+        &plan,
+        &Folder::new(&out, false),
+        false,
+        RunOptions::default(),
+        &Silent,
+    )
+    .unwrap();
     let said = format!("3 of {all} weight files had been finished before");
     assert!(done.notes.contains(&said), "{:?}", done.notes);
     let of = |shard: usize| plan.shards[shard].tensors.len();
@@ -421,7 +430,10 @@ fn a_damaged_part_is_made_again_and_a_foreign_one_only_by_force() {
     bench.recipe(&TIES.replace("0.4", "0.7"));
     let other = planned(&bench, SHARD);
     let before = tree(&parts);
-    let resumed = |force| run_resumed(&other, &out, force, RunOptions::default(), &Silent);
+    let resumed = |force| {
+        let place = Folder::new(&out, force);
+        run_resumed(&other, &place, force, RunOptions::default(), &Silent)
+    };
     let error = resumed(false).unwrap_err().to_string();
     assert!(error.contains("something else than this part"), "{error}");
     assert!(tree(&parts) == before);
@@ -448,7 +460,15 @@ fn a_damaged_part_is_made_again_and_a_foreign_one_only_by_force() {
         number: 1,
         count: 2,
     };
-    let error = run_part(&other, part, &out, true, RunOptions::default(), &Silent).unwrap_err();
+    let error = run_part(
+        &other,
+        part,
+        &Folder::new(&out, false),
+        true,
+        RunOptions::default(),
+        &Silent,
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("is no folder"), "{error}");
     assert!(tree(&far).unwrap().is_empty());
 }
@@ -461,7 +481,9 @@ fn files_beside_the_weights_and_settings_of_adapters_are_of_the_plan() {
     make(&plan, 1, 2, &out).unwrap();
     bench.file("base/notes.json", "{}");
     make(&planned(&bench, SHARD), 2, 2, &out).unwrap();
-    let error = join(&out, false, None, &Silent).unwrap_err().to_string();
+    let error = join(&Folder::new(&out, false), None, &Silent)
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("they differ in the files beside the weights"),
         "{error}"
@@ -492,7 +514,9 @@ fn files_beside_the_weights_and_settings_of_adapters_are_of_the_plan() {
     make(&planned(&bench, SHARD), 1, 2, &out).unwrap();
     settings(2);
     make(&planned(&bench, SHARD), 2, 2, &out).unwrap();
-    let error = join(&out, false, None, &Silent).unwrap_err().to_string();
+    let error = join(&Folder::new(&out, false), None, &Silent)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("the settings of an adapter"), "{error}");
 }
 
@@ -542,7 +566,7 @@ fn every_step_of_a_join_fails_once() {
         let before = tree(&parts_folder(&out));
         let door = Door::new(move |seen, _, _| (seen == number).then_some(Errno::IO));
         let disk = Disk::watched(Arc::clone(&door) as Arc<dyn Watch>);
-        let done = join_at(&Folder::on(disk, &out, false), None, &Silent);
+        let done = join(&Folder::on(disk, &out, false), None, &Silent);
         let Some((step, path)) = door.seen().get(number).cloned() else {
             done.unwrap();
             assert!(links > 2, "{links} links failed");
@@ -555,7 +579,7 @@ fn every_step_of_a_join_fails_once() {
             Err(error) => {
                 assert!(!out.exists(), "{error}");
                 assert!(tree(&parts_folder(&out)) == before, "{error}");
-                join(&out, false, None, &Silent).unwrap();
+                join(&Folder::new(&out, false), None, &Silent).unwrap();
             }
         }
         let whole = tree(&out);

@@ -1,16 +1,22 @@
 //! A local folder as a destination, and its files while it is being filled.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::disk::{Disk, DiskError, Step};
-use super::stage::{Stage, sync_folder};
+use super::stage::{Stage, check_place, sync_folder};
 use super::writer::{NewFile, Writer};
-use super::{Chunks, Destination, Layout, Staged};
+use super::{
+    Chunks, Destination, Held, Layout, MANIFEST_FILE, MAX_MANIFEST_BYTES, Parts, Staged,
+    parts_folder,
+};
 use crate::error::RunError;
+use crate::part_number::Part;
+use checkpoint::read_bounded;
 use engine::Tile;
+use errors::Refusal;
 
 /// A folder: filled beside its final path, synced, then renamed.
 #[derive(Debug)]
@@ -60,8 +66,88 @@ impl Destination for Folder {
             writer: Some(writer),
             subfolders,
             disk: self.disk.clone(),
+            out: self.out.clone(),
             stage,
         }))
+    }
+}
+
+impl Parts for Folder {
+    fn check(&self, reads: &[PathBuf], replace: bool) -> Result<(), RunError> {
+        check_place(&self.out, reads, replace)
+    }
+
+    fn parts(&self) -> Result<BTreeSet<Part>, RunError> {
+        let folder = self.parts_folder();
+        let look = |error| DiskError::at(Step::Look, &folder)(error);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            Err(error) => return Err(look(error).into()),
+        };
+        let mut parts = BTreeSet::new();
+        for entry in entries {
+            let name = entry.map_err(look)?.file_name();
+            parts.extend(name.to_str().and_then(Part::of_folder));
+        }
+        Ok(parts)
+    }
+
+    fn look_at(&self, part: Part) -> Result<Held, RunError> {
+        let folder = &self.part_folder(part);
+        let look = |error| DiskError::at(Step::Look, folder)(error);
+        match fs::symlink_metadata(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Held::Nothing),
+            Err(error) => return Err(look(error).into()),
+            Ok(meta) if !meta.is_dir() => {
+                let message = format!("{} is no folder", folder.display());
+                let hint = "see what it is, and remove it";
+                return Err(RunError::NotJoined(Refusal::new(message).with_hint(hint)));
+            }
+            Ok(_) => {}
+        }
+        if fs::read_dir(folder).map_err(look)?.next().is_none() {
+            return Ok(Held::Nothing);
+        }
+        let path = folder.join(MANIFEST_FILE);
+        let Ok(manifest) = read_bounded(&path, MAX_MANIFEST_BYTES, "manifest of a part, in bytes")
+        else {
+            return Ok(Held::Other);
+        };
+        let mut files = BTreeMap::new();
+        let mut folders = vec![folder.clone()];
+        while let Some(within) = folders.pop() {
+            for entry in fs::read_dir(&within).map_err(look)? {
+                let path = entry.map_err(look)?.path();
+                let meta = fs::symlink_metadata(&path).map_err(look)?;
+                if meta.is_dir() {
+                    folders.push(path);
+                } else if let Some(name) = path.strip_prefix(folder).ok().and_then(Path::to_str)
+                    && meta.is_file()
+                {
+                    files.insert(name.to_owned(), meta.len());
+                }
+            }
+        }
+        Ok(Held::Part { manifest, files })
+    }
+
+    fn begin_part(
+        &self,
+        part: Part,
+        replace: bool,
+        layout: &Layout<'_>,
+    ) -> Result<Box<dyn Staged>, RunError> {
+        Self::on(self.disk.clone(), &self.part_folder(part), replace).begin(layout)
+    }
+
+    fn remove_parts(&self, parts: &[Part]) -> Result<(), RunError> {
+        for part in parts {
+            let folder = self.part_folder(*part);
+            fs::remove_dir_all(&folder).map_err(DiskError::at(Step::Remove, &folder))?;
+        }
+        let all = self.parts_folder();
+        Ok(fs::remove_dir(&all).map_err(DiskError::at(Step::Remove, &all))?)
     }
 }
 
@@ -71,6 +157,8 @@ struct StagedFolder {
     writer: Option<Writer>,
     subfolders: BTreeSet<PathBuf>,
     disk: Disk,
+    /// The output, as it was named.
+    out: PathBuf,
     stage: Stage,
 }
 
@@ -104,15 +192,27 @@ impl Staged for StagedFolder {
         Ok(())
     }
 
-    fn adopt(&mut self, name: &str, file: &Path) -> Result<(), RunError> {
+    fn adopt(&mut self, part: Part, name: &str, bytes: u64) -> Result<(), RunError> {
+        let file = parts_folder(&self.out).join(part.folder_name()).join(name);
+        let look = || fs::symlink_metadata(&file);
+        let meta = self.disk.step(Step::Look, &file, look)?;
+        if !meta.is_file() || meta.len() != bytes {
+            let found = match meta.is_file() {
+                true => format!("{} bytes", meta.len()),
+                false => "no file".to_owned(),
+            };
+            let message = format!("{}: expected {bytes} bytes, found {found}", file.display());
+            let hint = "make that part again with --force";
+            return Err(RunError::NotJoined(Refusal::new(message).with_hint(hint)));
+        }
         let path = self.stage.path().join(name);
         create_subfolders(&self.disk, self.stage.path(), &path, &mut self.subfolders)?;
-        let link = || fs::hard_link(file, &path);
+        let link = || fs::hard_link(&file, &path);
         // Not every file system has links; what else is wrong shows when it is copied.
         if self.disk.step(Step::Link, &path, link).is_ok() {
             return Ok(());
         }
-        let copy = || fs::copy(file, &path);
+        let copy = || fs::copy(&file, &path);
         self.disk.step(Step::Write, &path, copy)?;
         let sync = || File::open(&path)?.sync_all();
         Ok(self.disk.step(Step::Sync, &path, sync)?)

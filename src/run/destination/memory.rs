@@ -90,12 +90,6 @@ impl Staged for StagedMemory {
         Ok(())
     }
 
-    fn adopt(&mut self, name: &str, file: &Path) -> Result<(), RunError> {
-        let bytes = std::fs::read(file).map_err(DiskError::at(Step::Read, file))?;
-        self.side_files.insert(name.to_owned(), bytes);
-        Ok(())
-    }
-
     fn read(&self, name: &str, limit: u64) -> Result<(Vec<u8>, u64), RunError> {
         let first = |bytes: &[u8]| {
             let limit = usize::try_from(limit).unwrap_or(usize::MAX);

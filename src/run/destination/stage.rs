@@ -346,7 +346,7 @@ fn beside(out: &Path, ending: &str) -> PathBuf {
 ///
 /// # Errors
 /// It holds an input, or is taken.
-pub fn check_place(out: &Path, reads: &[PathBuf], force: bool) -> Result<(), RunError> {
+pub(super) fn check_place(out: &Path, reads: &[PathBuf], force: bool) -> Result<(), RunError> {
     let out = resolve(out)?;
     check_reads(&out, reads)?;
     check_free(&out, force)

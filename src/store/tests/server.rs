@@ -29,7 +29,7 @@ pub(super) type Fault = dyn Fn(usize, &str, Option<(u64, u64)>, Answer) -> Answe
 pub(super) type Gate = dyn Fn(usize, &str, &str) -> Option<Answer> + Send + Sync;
 
 /// What the server holds.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Held {
     pub(super) files: BTreeMap<String, Vec<u8>>,
     /// Uploads by id: their file, and their pieces by number.
@@ -227,6 +227,12 @@ impl Handler {
 }
 
 impl Held {
+    /// Takes the uploads of another.
+    pub(super) fn take(&mut self, other: &Held) {
+        self.uploads = other.uploads.clone();
+        self.ids = other.ids;
+    }
+
     fn answer(&mut self, request: &Request) -> Answer {
         let name = request.name();
         let upload = request.asks("uploadId").map(str::to_owned);

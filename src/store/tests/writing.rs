@@ -1,8 +1,10 @@
 //! Checkpoints are written to a small server. Whatever fails, nobody sees half a checkpoint.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use checkpoint::ShardLayout;
 use engine::Tiles;
@@ -16,16 +18,16 @@ use crate::Output;
 use crate::spill::PIECE;
 
 /// How large the weight files are: one goes in two pieces.
-const SIZES: [u64; 2] = [PIECE + 1000, 300];
+pub(super) const SIZES: [u64; 2] = [PIECE + 1000, 300];
 
-const HEADER: [u8; 16] = [9; 16];
+pub(super) const HEADER: [u8; 16] = [9; 16];
 
-fn byte(file: usize, at: u64) -> u8 {
+pub(super) fn byte(file: usize, at: u64) -> u8 {
     (at * 31 + at / 977 + file as u64 * 5) as u8
 }
 
 /// What is to be in the store in the end.
-fn expected() -> BTreeMap<String, Vec<u8>> {
+pub(super) fn expected() -> BTreeMap<String, Vec<u8>> {
     let mut files: BTreeMap<String, Vec<u8>> = [
         ("out/config.json", b"{}".to_vec()),
         ("out/model.safetensors.index.json", b"index".to_vec()),
@@ -41,11 +43,11 @@ fn expected() -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-fn name(number: usize) -> String {
+pub(super) fn name(number: usize) -> String {
     format!("out/model-0000{}-of-00002.safetensors", number + 1)
 }
 
-fn shards() -> Vec<ShardLayout> {
+pub(super) fn shards() -> Vec<ShardLayout> {
     let shards = SIZES
         .into_iter()
         .enumerate()
@@ -58,13 +60,17 @@ fn shards() -> Vec<ShardLayout> {
     shards.collect()
 }
 
-struct Bench {
-    server: Server,
-    cache: TempDir,
+pub(super) struct Bench {
+    pub(super) server: Server,
+    pub(super) cache: TempDir,
 }
 
 impl Bench {
-    fn new(files: BTreeMap<String, Vec<u8>>, fault: Box<Fault>, gate: Box<Gate>) -> Bench {
+    pub(super) fn new(
+        files: BTreeMap<String, Vec<u8>>,
+        fault: Box<Fault>,
+        gate: Box<Gate>,
+    ) -> Bench {
         Bench {
             server: Server::with_gate(files, fault, gate),
             cache: tempfile::tempdir().unwrap(),
@@ -72,7 +78,7 @@ impl Bench {
     }
 
     /// One that does as it should.
-    fn sound(files: BTreeMap<String, Vec<u8>>) -> Bench {
+    pub(super) fn sound(files: BTreeMap<String, Vec<u8>>) -> Bench {
         Bench::new(
             files,
             Box::new(|_, _, _, answer| answer),
@@ -80,7 +86,7 @@ impl Bench {
         )
     }
 
-    fn output(&self, force: bool) -> Output {
+    pub(super) fn output(&self, force: bool) -> Output {
         let (settings, cache) = (self.server.settings(), self.cache.path().to_owned());
         Output::new("s3://bucket/out", force, settings, cache, Arc::new(Silent)).unwrap()
     }
@@ -100,7 +106,7 @@ impl Bench {
     }
 
     /// What is below the output's address.
-    fn there(&self) -> BTreeMap<String, Vec<u8>> {
+    pub(super) fn there(&self) -> BTreeMap<String, Vec<u8>> {
         let held = self.server.held();
         let files = held
             .files
@@ -112,7 +118,7 @@ impl Bench {
     }
 
     /// That the output is whole, and nothing beside it.
-    fn assert_whole(&self, case: &str) {
+    pub(super) fn assert_whole(&self, case: &str) {
         assert!(
             self.there() == expected(),
             "{case}: {:?}",
@@ -136,10 +142,16 @@ fn fill(staged: &mut dyn Staged) -> Result<(), RunError> {
             staged.side_file(name, &mut chunks)?;
         }
     }
+    fill_weights(staged, 0..SIZES.len())
+}
+
+/// Writes the weight files with these numbers, which are all that the layout has.
+pub(super) fn fill_weights(staged: &mut dyn Staged, files: Range<usize>) -> Result<(), RunError> {
     const TILE: usize = 10_000;
     let tiles = Tiles::new(2 * TILE, 2);
     let mut places: Vec<(usize, u64, u64)> = Vec::new();
-    for (number, size) in SIZES.into_iter().enumerate() {
+    for number in files.clone() {
+        let size = SIZES[number];
         let starts = (HEADER.len() as u64..size).step_by(TILE);
         places.extend(starts.map(|start| (number, start, size.min(start + TILE as u64))));
     }
@@ -149,7 +161,7 @@ fn fill(staged: &mut dyn Staged) -> Result<(), RunError> {
         for (at, value) in (start..end).zip(tile.iter_mut()) {
             *value = byte(number, at);
         }
-        if staged.write(number, start, tile).is_err() {
+        if staged.write(number - files.start, start, tile).is_err() {
             staged.finish()?;
             panic!("a write failed, and nobody says why");
         }
@@ -276,7 +288,7 @@ fn no_output_goes_to_a_web_server_or_a_whole_bucket() {
 
 /// How a request fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     /// Nothing is done, and it may be asked for again.
     Busy,
     /// It is done, and the answer is lost.
@@ -289,6 +301,15 @@ enum Way {
     NoWrites,
 }
 
+/// All ways.
+pub(super) const WAYS: [Way; 5] = [
+    Way::Busy,
+    Way::AnswerLost,
+    Way::Refused,
+    Way::RefusedFromHere,
+    Way::NoWrites,
+];
+
 /// Each request of a run fails once, in each way, by its number.
 #[test]
 fn whatever_fails_nobody_sees_half_a_checkpoint() {
@@ -300,20 +321,11 @@ fn whatever_fails_nobody_sees_half_a_checkpoint() {
         let count = {
             let bench = Bench::sound(before.clone());
             bench.write(replaced).unwrap();
-            bench
-                .server
-                .requests
-                .load(std::sync::atomic::Ordering::SeqCst)
+            bench.server.requests.load(SeqCst)
         };
         assert!(count > 15, "{count}");
         let mut outcomes = [0; 2];
-        for way in [
-            Way::Busy,
-            Way::AnswerLost,
-            Way::Refused,
-            Way::RefusedFromHere,
-            Way::NoWrites,
-        ] {
+        for way in WAYS {
             for last in 0..count {
                 let case = format!("{way:?} {last} {replaced}");
                 let bench = failing(before.clone(), way, last);
@@ -360,7 +372,7 @@ fn whatever_fails_nobody_sees_half_a_checkpoint() {
     }
 }
 
-fn failing(files: BTreeMap<String, Vec<u8>>, way: Way, last: usize) -> Bench {
+pub(super) fn failing(files: BTreeMap<String, Vec<u8>>, way: Way, last: usize) -> Bench {
     let fault: Box<Fault> =
         Box::new(
             move |number, _, _, answer| match way == Way::AnswerLost && number == last {
