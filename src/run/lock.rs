@@ -136,6 +136,9 @@ pub struct LockedFile {
     /// only if digests of the inputs were asked for.
     #[serde(alias = "sha256")]
     pub claimed_sha256: Option<String>,
+    /// What the object store calls this state of its content (ETag), if it came from one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
 }
 
 /// What was written.
@@ -334,10 +337,28 @@ fn files_of(model: &Checkpoint) -> BTreeMap<String, LockedFile> {
             bytes: shard.file_size,
             header: shard.header_digest().map(|digest| digest.to_string()),
             claimed_sha256: shard.hub_sha256(),
+            etag: etag_of(model.location(), &shard.path),
         };
         (shard.file_name(), file)
     });
     files.collect()
+}
+
+/// The ETag of a weight file that was fetched from an object store.
+fn etag_of(location: &Location, file: &Path) -> Option<String> {
+    let tag = |part: &Location| {
+        let within = match part.path.is_dir() {
+            true => file.strip_prefix(&part.path).ok()?,
+            false => Path::new(file.file_name().filter(|_| file == part.path)?),
+        };
+        part.store
+            .as_ref()?
+            .objects
+            .get(within.to_str()?)?
+            .etag
+            .clone()
+    };
+    location.parts().find_map(tag)
 }
 
 /// The text of a recipe of these models, as the lock stores it.

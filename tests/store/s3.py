@@ -9,6 +9,7 @@ Uploads the models of recipes/family, merges them from `s3://`, and compares wit
 
 import argparse
 import filecmp
+import json
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 
 import boto3
+import boto3.s3.transfer
 from moto.server import ThreadedMotoServer
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -145,6 +147,15 @@ def main():
     run("inspect", "s3://models/family/sort/model.safetensors")
     run("check", "s3://models/family/sort")
     run("diff", "s3://models/family/sort", f"{ROOT}/recipes/family/sort")
+
+    # The same file once more has another ETag, and verify says so; its values are right.
+    lock = json.loads((work / "merged/weldment.lock.json").read_text())
+    tags = [file["etag"] for model in lock["inputs"] for file in model["files"].values()]
+    assert len(tags) == 3 and all(tags), tags
+    parts = boto3.s3.transfer.TransferConfig(multipart_threshold=1 << 19, multipart_chunksize=5 << 20)
+    s3.upload_file(str(ROOT / "recipes/family/sort/model.safetensors"), "models", "family/sort/model.safetensors", Config=parts)
+    said = run("verify", "merged", "--full")
+    assert "verify.input-etag" in said and "passed" in said, said
 
     # What lies in the store is another model now: verify says so.
     s3.upload_file(str(ROOT / "recipes/family/cipher/model.safetensors"), "models", "family/sort/model.safetensors")

@@ -96,6 +96,10 @@ checks! {
         "The Hub's cache claims another SHA-256 for a file of an input than the lock does",
         "The repository published other bytes by this name than those that were merged.",
         "download the commit that the lock names, or run the recipe again";
+    INPUT_ETAG = "verify.input-etag", Warning,
+        "A file of an input was put into its object store again",
+        "The store names another state of it than the lock does; where its weights differ, more is found.",
+        "verify with --full, which reads all of its values; then the warning can be left as it is";
     INPUT_BESIDE = "verify.input-beside", Note,
         "An input was found beside the checkpoint",
         "Whoever gives a checkpoint can give the inputs with it, and make both fit: that it has the right name is all \

@@ -337,6 +337,14 @@ fn compare(
                 "the header of the lock".to_owned(),
                 "another header".to_owned(),
             );
+        } else if let (Some(expected), Some(found)) = (&expected.etag, &found.etag)
+            && expected != found
+        {
+            differs(
+                &checks::INPUT_ETAG,
+                format!("ETag {expected}"),
+                found.clone(),
+            );
         }
     }
     for (name, found) in files
