@@ -131,6 +131,14 @@ impl ModelConfig {
         }
     }
 
+    /// Says how many input channels a UNet has, if the config says it.
+    pub(super) fn set_unet_inputs(&mut self, inputs: usize) {
+        if let Some(found) = self.value.get_mut("in_channels") {
+            *found = inputs.into();
+            self.text = None;
+        }
+    }
+
     /// The config of the same model with plain weights: without these entries, at the top and in its parts.
     pub(super) fn without(mut self, keys: &[&str]) -> ModelConfig {
         let parts = TEXT_PARTS.iter().copied().map(Some);

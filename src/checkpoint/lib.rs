@@ -58,6 +58,7 @@ mod tree;
 mod unread;
 mod wanted;
 mod weight_names;
+mod widened;
 
 #[cfg(test)]
 pub(crate) mod fixtures;

@@ -23,6 +23,7 @@ use super::renamed::Renamed;
 use super::shard::Shard;
 use super::sidecars::{Sidecar, SidecarKind, find_sidecars, kind_of, left_out, unreadable};
 use super::source::{EncodedTensor, TensorEntry, TensorSource};
+use super::widened::{Widened, first_convolution};
 use errors::Refusal;
 use numeric::Elements;
 
@@ -317,6 +318,36 @@ impl Checkpoint {
             by_name: names.zip(0..).collect(),
             source: Arc::new(source),
             adapters: Vec::new(),
+            ..self.clone()
+        })
+    }
+
+    /// How many input channels the first convolution has, if the model is a UNet of Stable Diffusion by itself or in a
+    /// single file, and the number is known: 4 for plain ones, 5, 8 and 9 for depth, edits and inpainting.
+    pub fn unet_inputs(&self) -> Option<usize> {
+        let (_, inputs) = first_convolution(self.tensors())?;
+        self.parts.is_empty().then_some(inputs)
+    }
+
+    /// The same UNet with so many input channels, the further ones with weights of zero; `None` if it is no plain one, or
+    /// if so many are not known.
+    pub fn with_unet_inputs(&self, inputs: usize) -> Option<Checkpoint> {
+        self.unet_inputs()?;
+        let source = Widened::new(&self.source, inputs)?;
+        let mut config = self.config.clone();
+        if let Some(config) = &mut config {
+            config.set_unet_inputs(inputs);
+        }
+        let mut notes = self.notes.clone();
+        notes.push(format!(
+            "`{}` has 4 input channels, and is read as a UNet of {inputs} with zeros for the further ones, which computes the \
+             same",
+            self.label
+        ));
+        Some(Checkpoint {
+            source: Arc::new(source),
+            config,
+            notes,
             ..self.clone()
         })
     }

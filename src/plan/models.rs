@@ -57,6 +57,20 @@ impl Default for Modules {
     }
 }
 
+/// The methods that add differences from the base to it element by element, so that weights which only one model has
+/// changed are added as they are. Not those that drop or weigh down what few models have (`consensus_ta`, `sce`).
+const ADD_TASK_VECTORS: [&str; 9] = [
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "magmax",
+];
+
 impl Modules {
     /// Whether a module may have some of the tensors.
     pub(super) fn has(&self, module: usize) -> bool {
@@ -113,6 +127,9 @@ pub(super) fn open(
         .and_then(|model| models.index(model))
         .unwrap_or(models.donor);
     models.lay_experts_alike();
+    if ADD_TASK_VECTORS.contains(&recipe.method.name) {
+        models.widen_unets();
+    }
     Some(models)
 }
 
@@ -175,6 +192,34 @@ impl Models {
         self.results.insert(index, Arc::clone(result));
         self.at.push(at);
         true
+    }
+
+    /// Gives plain UNets the further input channels that others of the models have, if the base is plain: the weights of
+    /// these are zero, as they were when the training of the others began.
+    fn widen_unets(&mut self) {
+        let inputs: Vec<Option<usize>> = (self.checkpoints.iter())
+            .map(|model| model.unet_inputs())
+            .collect();
+        let of_base = self.base.and_then(|base| inputs[base]);
+        let most = inputs[..self.merged].iter().flatten().max().copied();
+        let (Some(plain), Some(most)) = (of_base, most) else {
+            return;
+        };
+        let are_known = inputs
+            .iter()
+            .flatten()
+            .all(|&count| count == plain || count == most);
+        if plain >= most || !are_known {
+            return;
+        }
+        for (index, model) in self.checkpoints.iter_mut().enumerate() {
+            if self.results.contains_key(&index) {
+                continue;
+            }
+            if let Some(wider) = model.with_unet_inputs(most) {
+                *model = Arc::new(wider);
+            }
+        }
     }
 
     /// Gives every mixture the layout of the donor's experts.

@@ -212,6 +212,18 @@ fn not_alike(name: &str) -> String {
     )
 }
 
+/// The hint for UNets with other input channels.
+const OTHER_INPUTS: &str = "one of them has further input channels, as models for inpainting have, and a mean would \
+     weaken what these do: add what the other learned instead, by `merge_method: task_arithmetic` with the plain model \
+     that both were trained from as `base_model`; of pipelines, name the components (`PIPELINE/unet`)";
+
+/// Whether shapes differ in the input channels of a UNet alone.
+fn is_first_convolution(name: &str, one: &[usize], other: &[usize]) -> bool {
+    let is_named = name.ends_with("conv_in.weight") || name.ends_with("input_blocks.0.0.weight");
+    let alike = |at: usize| one.get(at) == other.get(at);
+    is_named && one.len() == 4 && other.len() == 4 && alike(0) && alike(2) && alike(3)
+}
+
 /// The hint for integers or bools that differ.
 fn without_mean(name: &str) -> String {
     format!(
@@ -578,6 +590,9 @@ impl<'a> Resolver<'a> {
         );
         let (message, hint) = match vocabulary {
             true => self.of_vocabularies(message, models),
+            false if is_first_convolution(&wanted.name, &first.shape, &other.shape) => {
+                (message, OTHER_INPUTS.to_owned())
+            }
             false => (message, not_alike(&self.models.qualified(&wanted.name))),
         };
         self.mismatched.push((group.sources[odd].at, message, hint));

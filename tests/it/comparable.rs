@@ -359,6 +359,79 @@ fn a_component_of_diffusers_keeps_its_file_names_and_its_config() {
     assert_eq!(bench.weld(&["verify", "out", "--full"]).code, Some(0));
 }
 
+/// The recipe that gives an inpainting model what a custom one learned.
+const INPAINT: &str = "merge_method: task_arithmetic\nbase_model: base\nmodels:\n- {model: inpaint, parameters: {weight: 1}}\n\
+                       - {model: custom, parameters: {weight: 1}}\n";
+
+#[test]
+fn a_unet_for_inpainting_takes_what_a_plain_one_learned() {
+    const KERNEL: usize = 2;
+    let first = |inputs: usize, seed: u64| {
+        let shape = [2, inputs, 1, KERNEL];
+        floats(
+            "conv_in.weight",
+            Dtype::F32,
+            &shape,
+            noise(seed, 2 * inputs * KERNEL),
+        )
+    };
+    let unet = |bench: &Bench, name: &str, inputs: usize, seed: u64| {
+        let config = json!({"_class_name": "UNet2DConditionModel", "in_channels": inputs});
+        bench.file(&format!("{name}/config.json"), config.to_string());
+        let rest = floats("conv_out.weight", Dtype::F32, &[2], noise(seed + 20, 2));
+        let file = format!("{name}/diffusion_pytorch_model.safetensors");
+        bench.tensors(&file, &[first(inputs, seed), rest]);
+    };
+    let bench = Bench::new();
+    for (name, inputs, seed) in [("base", 4, 1), ("inpaint", 9, 2), ("custom", 4, 3)] {
+        unet(&bench, name, inputs, seed);
+    }
+    let values = |model: &str, tensor: &str| {
+        let tensors = by_name(&bench.path(model));
+        tensors[tensor].values()
+    };
+    let out = bench.merge(INPAINT, &[]);
+    let (base, inpaint) = (
+        values("base", "conv_in.weight"),
+        values("inpaint", "conv_in.weight"),
+    );
+    let custom = values("custom", "conv_in.weight");
+    for (at, found) in values("out", "conv_in.weight").iter().enumerate() {
+        let (row, channel, place) = (at / (9 * KERNEL), at / KERNEL % 9, at % KERNEL);
+        let plain = (row * 4 + channel) * KERNEL + place;
+        let expected = match channel < 4 {
+            true => inpaint[at] + custom[plain] - base[plain],
+            false => inpaint[at],
+        };
+        assert!((found - expected).abs() < 1e-6, "{at}: {found} {expected}");
+    }
+    assert_eq!(read_json(&out.join("config.json"))["in_channels"], 9);
+    let notes = notes(&bench, INPAINT).join("\n");
+    assert!(notes.contains("`base` has 4 input channels"), "{notes}");
+    assert_eq!(bench.weld(&["verify", "out", "--full"]).code, Some(0));
+    // A mean would halve the weights of the mask; and where the base has them, others would take from them.
+    let linear = "merge_method: linear\nmodels:\n- {model: inpaint, parameters: {weight: 1}}\n\
+                  - {model: custom, parameters: {weight: 1}}\n";
+    let of_inpaint = INPAINT.replace("base_model: base", "base_model: inpaint");
+    let of_inpaint = of_inpaint.replace("- {model: inpaint", "- {model: base");
+    unet(&bench, "other", 6, 5);
+    let unknown = INPAINT.replace("model: inpaint", "model: other");
+    for recipe in [linear, &of_inpaint, &unknown] {
+        bench.file(
+            "inpaint/config.json",
+            r#"{"_class_name": "UNet2DConditionModel"}"#,
+        );
+        for plain in ["base", "custom", "other"] {
+            bench.file(
+                &format!("{plain}/config.json"),
+                r#"{"_class_name": "UNet2DConditionModel"}"#,
+            );
+        }
+        let message = refused_plan(&bench, recipe);
+        assert!(message.contains("has further input channels"), "{message}");
+    }
+}
+
 /// A tokenizer of three tokens, the last of which ends turns.
 fn tokenizer(end: &str) -> String {
     let added = json!([{"id": 2, "content": end, "special": true}]);
