@@ -17,6 +17,7 @@ mod fields;
 mod kept;
 mod layouts;
 mod linear;
+pub mod llama_cpp;
 mod mixture;
 mod mtp;
 mod names;

@@ -4,11 +4,11 @@ use std::io::{self, Write};
 
 use super::container::{ALIGNMENT, Metadata, TensorInfo, Value, header};
 use super::encoding::Encoding;
-use super::families::{DIALECTS, Dialect};
 use super::parameters::{parameters, refusal};
 use super::served::notes;
 use super::tensors::{Collector, Output};
 use super::vocabulary::{pretokenizers, vocabulary};
+use architecture::llama_cpp::{DIALECTS, Dialect};
 use architecture::{Decoder, Family, Fields};
 use checkpoint::{Checkpoint, settings};
 use errors::Refusal;
@@ -270,9 +270,7 @@ type Known = (&'static Dialect, &'static Family, &'static Decoder);
 fn family(model_type: Option<&str>) -> Result<Known, Refusal> {
     let name = model_type.unwrap_or_default();
     let found = Family::named(name).and_then(|family| {
-        let dialect = DIALECTS
-            .iter()
-            .find(|dialect| dialect.family == family.name())?;
+        let dialect = Dialect::of_family(family.name())?;
         Some((dialect, family, family.decoder.as_ref()?))
     });
     found.ok_or_else(|| {

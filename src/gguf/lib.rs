@@ -2,12 +2,11 @@
 //!
 //! An [`Export`] is planned from headers and configs; [`Export::write`] then reads one piece of a tensor at a time and
 //! gives bytes in the order of the file. What a family is called there, and what changes beside names, is data in
-//! `families`. It must not know where the file goes.
+//! `architecture::llama_cpp`. It must not know where the file goes.
 
 mod container;
 mod encoding;
 mod export;
-mod families;
 mod mixture;
 mod parameters;
 mod rope;

@@ -2,8 +2,8 @@
 
 use super::container::{Metadata, Value};
 use super::encoding::Encoding;
-use super::families::{Copied, Dialect, HeadSize};
 use super::{mixture, rope};
+use architecture::llama_cpp::{Copied, Dialect, HeadSize, MULTIPLIERS, SIZES};
 use architecture::{Decoder, FieldError, Fields, announced_mtp_layers};
 use errors::Refusal;
 use serde_json::Value as Json;
@@ -99,10 +99,11 @@ pub(super) fn parameters(
         let expected = "false, as llama.cpp has no biases for this family";
         return Err(refusal(fields.wrong(field, expected)));
     }
-    writer.copy("max_position_embeddings", "context_length")?;
-    let hidden = writer.copy("hidden_size", "embedding_length")?;
-    let width = writer.copy("intermediate_size", "feed_forward_length")?;
-    let queries = writer.copy("num_attention_heads", "attention.head_count")?;
+    let mut sizes = [0; SIZES.len()];
+    for (size, (field, name)) in sizes.iter_mut().zip(SIZES) {
+        *size = writer.copy(field, name)?;
+    }
+    let [_, hidden, width, queries] = sizes;
     let keys = fields.size("num_key_value_heads").map_err(refusal)?;
     let keys = keys.or(decoder.kv_heads).unwrap_or(queries);
     if keys != queries && !dialect.grouped_heads {
@@ -214,12 +215,7 @@ impl Writer<'_> {
 
     /// Granite's four multipliers; its class takes 1 for each that is not there.
     fn multipliers(&mut self) -> Result<(), Refusal> {
-        for (field, name) in [
-            ("attention_multiplier", "attention.scale"),
-            ("embedding_multiplier", "embedding_scale"),
-            ("residual_multiplier", "residual_scale"),
-            ("logits_scaling", "logit_scale"),
-        ] {
+        for (field, name) in MULTIPLIERS {
             let value = self.fields.positive(field).map_err(refusal)?;
             self.number(name, value.unwrap_or(1.0));
         }

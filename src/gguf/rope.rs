@@ -1,8 +1,8 @@
 //! Rotary positions as llama.cpp reads them: base, scaling, and divisors of frequencies.
 
 use super::container::Value;
-use super::families::Rope;
 use super::parameters::{Writer, refusal};
+use architecture::llama_cpp::{Rope, YARN};
 use architecture::{Decoder, FieldError, Fields, ONE_SPELLING, RopeFields};
 use errors::Refusal;
 use serde_json::{Map, Value as Json};
@@ -178,12 +178,7 @@ fn yarn(writer: &mut Writer<'_>, scaling: &Fields<'_>, original: usize) -> Resul
     writer.set("rope.scaling.type", Value::Text("yarn".into()));
     writer.number("rope.scaling.factor", factor);
     writer.size("rope.scaling.original_context_length", original)?;
-    for (field, name) in [
-        ("extrapolation_factor", "yarn_ext_factor"),
-        ("attention_factor", "yarn_attn_factor"),
-        ("beta_fast", "yarn_beta_fast"),
-        ("beta_slow", "yarn_beta_slow"),
-    ] {
+    for (field, name) in YARN {
         if let Some(value) = scaling.positive(field).map_err(refusal)? {
             writer.number(&format!("rope.scaling.{name}"), value);
         }

@@ -1,6 +1,6 @@
 //! Where llama.cpp computes something else from a file than the checkpoint means, by the tables in `architecture`.
 
-use super::families::Dialect;
+use architecture::llama_cpp::Dialect;
 use architecture::{Family, Misreading, Outcome, Runtime, Served, Topic};
 use checkpoint::Checkpoint;
 use serde_json::Value as Json;

@@ -3,11 +3,9 @@
 use std::ops::Range;
 
 use super::encoding::Encoding;
-use super::families::{Dialect, Head, MODULES, SHARED};
 use super::parameters::Sizes;
-use architecture::{
-    Decoder, Experts, Family, Matrix, NormPlacement, SharedLayout, is_mtp_module, module_index,
-};
+use architecture::llama_cpp::{Dialect, Head, interleaved};
+use architecture::{Decoder, Experts, Family, Matrix, is_mtp_module, module_index};
 use checkpoint::Checkpoint;
 use errors::Refusal;
 use numeric::Fill;
@@ -98,12 +96,6 @@ impl Output {
         }
         Ok(())
     }
-}
-
-/// The row that llama.cpp has at `row`: of each head, rows of the first half and of the second take turns.
-fn interleaved(row: u64, head: u64) -> u64 {
-    let (start, within) = (row / head * head, row % head);
-    start + within % 2 * (head / 2) + within / 2
 }
 
 /// The tensor that holds an element, its place there, and how many follow it in this part.
@@ -236,12 +228,7 @@ impl<'c> Collector<'c> {
         let Some(name) = full.strip_prefix(self.prefix) else {
             return Ok(false);
         };
-        let top = match name {
-            "embed_tokens.weight" => Some("token_embd.weight"),
-            "norm.weight" => Some("output_norm.weight"),
-            _ => None,
-        };
-        if let Some(top) = top {
+        if let Some(top) = Dialect::outside_layers(name) {
             self.whole(top.into(), index);
             return Ok(true);
         }
@@ -266,40 +253,16 @@ impl<'c> Collector<'c> {
         let Some((module, suffix)) = rest.rsplit_once('.') else {
             return Ok(false);
         };
-        let Some(module) = self.module(module) else {
+        let Some(module) = self.dialect.module(self.decoder, module) else {
             return Ok(false);
         };
         let name = format!("blk.{number}.{module}.{suffix}");
-        match module {
-            "attn_q" if self.dialect.permuted => self.interleaved(name, index, self.heads[0])?,
-            "attn_k" if self.dialect.permuted => self.interleaved(name, index, self.heads[1])?,
-            _ => self.whole(name, index),
+        match self.dialect.interleaves(module) {
+            Some(true) => self.interleaved(name, index, self.heads[0])?,
+            Some(false) => self.interleaved(name, index, self.heads[1])?,
+            None => self.whole(name, index),
         }
         Ok(true)
-    }
-
-    /// What llama.cpp calls a module of a layer.
-    fn module(&self, module: &str) -> Option<&'static str> {
-        let mixture = self.decoder.mixture.as_ref();
-        if mixture.is_some_and(|mixture| mixture.router.strip_suffix(".weight") == Some(module)) {
-            return Some("ffn_gate_inp");
-        }
-        if module == "post_attention_layernorm" {
-            return Some(match self.decoder.norms {
-                NormPlacement::Before => self.dialect.mlp_norm,
-                NormPlacement::After | NormPlacement::Around => "post_attention_norm",
-            });
-        }
-        if let Some(SharedLayout::Each(prefix)) = mixture
-            .and_then(|mixture| mixture.shared.as_ref())
-            .map(|shared| shared.layout)
-            && let Some(matrix) = module.strip_prefix(prefix)
-        {
-            let found = SHARED.iter().find(|(name, _)| *name == matrix);
-            return found.map(|(_, name)| *name);
-        }
-        let found = MODULES.iter().find(|(name, _)| *name == module);
-        found.map(|(_, name)| *name)
     }
 
     /// Adds a tensor of experts, or of a shared one whose gate and up are one matrix; whether it is one.

@@ -11,7 +11,7 @@ mod tokens;
 mod words;
 
 use super::container::{Metadata, Value};
-use super::families::{Dialect, SpacePrefix};
+use architecture::llama_cpp::{Dialect, SpacePrefix};
 use checkpoint::{Checkpoint, PieceModel, chat_template, parse_json, read_bounded, settings};
 use errors::Refusal;
 use serde_json::Value as Json;

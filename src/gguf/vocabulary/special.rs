@@ -4,7 +4,7 @@
 //! `tokenizer_config.json` what special tokens are called, and config.json ids that neither tells.
 
 use super::super::container::{Metadata, Value};
-use super::super::families::Dialect;
+use architecture::llama_cpp::Dialect;
 use checkpoint::{Checkpoint, settings};
 use errors::Refusal;
 use serde_json::{Map, Value as Json};

@@ -1,11 +1,15 @@
-//! What each family is called in GGUF, and what its converter does beside renaming.
+//! What each family is called in llama.cpp and its GGUF files, and what its converter does beside renaming. The writer
+//! and the reader of such files both go by these tables.
 //!
 //! Source: the converter of llama.cpp v0.5.0, `conversion/*.py` and `gguf-py/gguf/constants.py`. What a family is
-//! whatever the format, `architecture` says.
+//! whatever the format, the other files here say.
+
+use super::decoder::{Decoder, NormPlacement};
+use super::mixture::SharedLayout;
 
 /// A family as llama.cpp names it.
 #[derive(Debug)]
-pub(super) struct Dialect {
+pub struct Dialect {
     /// The name of the family in `architecture`.
     pub family: &'static str,
     /// `general.architecture`, which also begins the keys of its parameters.
@@ -52,7 +56,7 @@ pub(super) struct Dialect {
 
 /// When the features of a head are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HeadSize {
+pub enum HeadSize {
     /// Always: the class computes what the config leaves out.
     Always,
     /// If config.json has `head_dim`.
@@ -63,7 +67,7 @@ pub(super) enum HeadSize {
 
 /// What is written of rotary positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rope {
+pub enum Rope {
     /// Base and scaling.
     Written,
     /// The same, with Llama 3's divisors as a tensor.
@@ -80,7 +84,7 @@ pub(super) enum Rope {
 
 /// A field of config.json that is written as it stands.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Copied {
+pub struct Copied {
     /// The field.
     pub field: &'static str,
     /// Its key behind the architecture's name.
@@ -93,7 +97,7 @@ pub(super) struct Copied {
 
 /// Whether the output head is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Head {
+pub enum Head {
     /// If the checkpoint has one.
     Kept,
     /// If the config does not say that it is the embedding.
@@ -106,7 +110,7 @@ pub(super) enum Head {
 
 /// Whether a space is put before a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SpacePrefix {
+pub enum SpacePrefix {
     /// As the tokenizer does.
     ByTokenizer,
     /// As `add_prefix_space` of tokenizer_config.json says, or the tokenizer does.
@@ -215,7 +219,7 @@ const HUNYUAN: Dialect = Dialect {
 };
 
 /// Every family that can be exported.
-pub(super) const DIALECTS: &[Dialect] = &[
+pub const DIALECTS: &[Dialect] = &[
     LLAMA,
     Dialect {
         family: "mistral",
@@ -354,7 +358,7 @@ impl Copied {
 }
 
 /// The part of a tensor's name in llama.cpp for a module of a layer, where all families agree.
-pub(super) const MODULES: &[(&str, &str)] = &[
+const MODULES: &[(&str, &str)] = &[
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
     ("self_attn.v_proj", "attn_v"),
@@ -384,8 +388,89 @@ pub(super) const MODULES: &[(&str, &str)] = &[
 ];
 
 /// What a matrix of a shared expert is called, behind its prefix.
-pub(super) const SHARED: &[(&str, &str)] = &[
+const SHARED: &[(&str, &str)] = &[
     ("gate_proj", "ffn_gate_shexp"),
     ("up_proj", "ffn_up_shexp"),
     ("down_proj", "ffn_down_shexp"),
 ];
+
+/// Sizes that every file has: the field of config.json, and the key behind the architecture's name.
+pub const SIZES: [(&str, &str); 4] = [
+    ("max_position_embeddings", "context_length"),
+    ("hidden_size", "embedding_length"),
+    ("intermediate_size", "feed_forward_length"),
+    ("num_attention_heads", "attention.head_count"),
+];
+
+/// Granite's multipliers: fields and keys.
+pub const MULTIPLIERS: [(&str, &str); 4] = [
+    ("attention_multiplier", "attention.scale"),
+    ("embedding_multiplier", "embedding_scale"),
+    ("residual_multiplier", "residual_scale"),
+    ("logits_scaling", "logit_scale"),
+];
+
+/// What may be said of a scaling by yarn: fields, and keys behind `rope.scaling.`.
+pub const YARN: [(&str, &str); 4] = [
+    ("extrapolation_factor", "yarn_ext_factor"),
+    ("attention_factor", "yarn_attn_factor"),
+    ("beta_fast", "yarn_beta_fast"),
+    ("beta_slow", "yarn_beta_slow"),
+];
+
+impl Dialect {
+    /// The one of a family of [`Family`](super::Family), by its name.
+    pub fn of_family(name: &str) -> Option<&'static Dialect> {
+        DIALECTS.iter().find(|dialect| dialect.family == name)
+    }
+
+    /// What llama.cpp calls a module of a layer, that of experts left out.
+    pub fn module(&self, decoder: &Decoder, module: &str) -> Option<&'static str> {
+        let mixture = decoder.mixture.as_ref();
+        if mixture.is_some_and(|mixture| mixture.router.strip_suffix(".weight") == Some(module)) {
+            return Some("ffn_gate_inp");
+        }
+        if module == "post_attention_layernorm" {
+            return Some(match decoder.norms {
+                NormPlacement::Before => self.mlp_norm,
+                NormPlacement::After | NormPlacement::Around => "post_attention_norm",
+            });
+        }
+        if let Some(SharedLayout::Each(prefix)) = mixture
+            .and_then(|mixture| mixture.shared.as_ref())
+            .map(|shared| shared.layout)
+            && let Some(matrix) = module.strip_prefix(prefix)
+        {
+            let found = SHARED.iter().find(|(name, _)| *name == matrix);
+            return found.map(|(_, name)| *name);
+        }
+        let found = MODULES.iter().find(|(name, _)| *name == module);
+        found.map(|(_, name)| *name)
+    }
+
+    /// Whether the rows of a module of a layer, by its name in llama.cpp, are interleaved head by head: `Some(true)`
+    /// those of queries, `Some(false)` those of keys.
+    pub fn interleaves(&self, module: &str) -> Option<bool> {
+        match module {
+            "attn_q" if self.permuted => Some(true),
+            "attn_k" if self.permuted => Some(false),
+            _ => None,
+        }
+    }
+
+    /// What llama.cpp calls a tensor of a decoder that belongs to no layer: embedding and last norm.
+    pub fn outside_layers(name: &str) -> Option<&'static str> {
+        match name {
+            "embed_tokens.weight" => Some("token_embd.weight"),
+            "norm.weight" => Some("output_norm.weight"),
+            _ => None,
+        }
+    }
+}
+
+/// The row that llama.cpp has at `row` where rows are interleaved: of each head, rows of the first half and of the
+/// second take turns.
+pub fn interleaved(row: u64, head: u64) -> u64 {
+    let (start, within) = (row / head * head, row % head);
+    start + within % 2 * (head / 2) + within / 2
+}
