@@ -40,6 +40,9 @@ pub struct Dialect {
     pub further_layers: bool,
     /// Whether llama.cpp does not load it without a shared expert.
     pub needs_shared: bool,
+    /// Whether the weights of a token's experts are made to sum to one in llama.cpp, where it does so or not whatever
+    /// `norm_topk_prob` says.
+    pub sums_to_one: Option<bool>,
     /// Whether the width of shared experts is written beside their number.
     pub shared_width: bool,
     /// Whether `tokenizer.model` comes before `tokenizer.json`.
@@ -135,6 +138,7 @@ const QWEN2: Dialect = Dialect {
     no_biases: None,
     further_layers: false,
     needs_shared: false,
+    sums_to_one: None,
     shared_width: false,
     pieces_first: true,
     added_verbatim: false,
@@ -251,6 +255,7 @@ pub const DIALECTS: &[Dialect] = &[
     Dialect {
         family: "qwen2_moe",
         name: "qwen2moe",
+        sums_to_one: Some(false),
         head: Head::Needed,
         needs_shared: true,
         pieces_first: false,
@@ -259,6 +264,7 @@ pub const DIALECTS: &[Dialect] = &[
     Dialect {
         family: "qwen3_moe",
         name: "qwen3moe",
+        sums_to_one: Some(true),
         pieces_first: false,
         ..QWEN2
     },
@@ -473,4 +479,55 @@ impl Dialect {
 pub fn interleaved(row: u64, head: u64) -> u64 {
     let (start, within) = (row / head * head, row % head);
     start + within % 2 * (head / 2) + within / 2
+}
+
+/// How Llama 3 divides rotary frequencies.
+#[derive(Debug, Clone, Copy)]
+pub struct Llama3 {
+    /// What long waves are divided by.
+    pub factor: f64,
+    /// A wave that is longer than the old length of texts over this is long.
+    pub low: f64,
+    /// A wave that is shorter than the old length of texts over this is short, and stays.
+    pub high: f64,
+    /// The old length of texts, in tokens.
+    pub original: usize,
+}
+
+/// As Llama 3.1 has it; 3.2 has another factor.
+pub const LLAMA3: Llama3 = Llama3 {
+    factor: 8.0,
+    low: 1.0,
+    high: 4.0,
+    original: 8192,
+};
+
+/// What llama.cpp divides each rotary frequency by, for heads of which so many features are turned: 1 for short waves,
+/// the factor for long ones, between them a blend.
+///
+/// Source: `_compute_llama3_parameters` of transformers. It computes in f32 and multiplies with an inverse where a
+/// number is divided by a tensor, so the same is done here.
+pub fn llama3_divisors(scaling: &Llama3, theta: f64, rotated: usize) -> Vec<f32> {
+    let Llama3 {
+        factor,
+        low,
+        high,
+        original,
+    } = *scaling;
+    let context = original as f64;
+    let divisors = (0..rotated / 2).map(|pair| {
+        let exponent = (2 * pair) as f32 / rotated as f32;
+        let frequency = 1.0 / libm::pow(theta, f64::from(exponent)) as f32;
+        let wave = (1.0 / frequency) * std::f32::consts::TAU;
+        if f64::from(wave) < context / high {
+            1.0
+        } else if f64::from(wave) > context / low {
+            factor as f32
+        } else {
+            let turns = (1.0 / wave) * context as f32;
+            let smooth = (turns - low as f32) / (high - low) as f32;
+            1.0 / ((1.0 - smooth) / factor as f32 + smooth)
+        }
+    });
+    divisors.collect()
 }

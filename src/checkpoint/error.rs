@@ -51,6 +51,14 @@ pub enum CheckpointError {
         /// What is wrong.
         source: Refusal,
     },
+    /// A GGUF file is malformed, or not of a model that is read.
+    #[error("{path}: {source}", path = .path.display())]
+    Gguf {
+        /// The file, or the folder with its files.
+        path: PathBuf,
+        /// What is wrong.
+        source: Refusal,
+    },
     /// No folder or cached snapshot has the adapter's name.
     #[error("adapter of model `{model}`: {source}")]
     AdapterNotFound {
@@ -463,9 +471,9 @@ pub enum CheckpointError {
         /// What to do about it.
         hint: String,
     },
-    /// An entry of a safetensors file was asked for.
+    /// An entry of a file that has none was asked for.
     #[error(
-        "{path}: expected a file of torch.save to take `{entry}` from, found safetensors",
+        "{path}: expected a file of torch.save to take `{entry}` from, found one without entries",
         path = .path.display()
     )]
     NoEntries {
@@ -665,7 +673,9 @@ impl fmt::Display for Stray {
 impl Hint for CheckpointError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         let hint: &str = match self {
-            Self::Adapter { source, .. } | Self::NotFetched { source, .. } => {
+            Self::Adapter { source, .. }
+            | Self::NotFetched { source, .. }
+            | Self::Gguf { source, .. } => {
                 return source.hint();
             }
             Self::AdapterNotFound { source, .. } => return source.hint(),
@@ -706,7 +716,7 @@ impl Hint for CheckpointError {
                 )));
             }
             Self::NoEntries { .. } => {
-                "a safetensors file has no entries: leave out the `#` and what follows it"
+                "only files of torch.save have entries: leave out the `#` and what follows it"
             }
             Self::Truncated { .. } => "copy or download it again",
             Self::TrailingBytes { .. }
@@ -816,6 +826,7 @@ impl Hint for CheckpointError {
             | Self::IndexMalformed { path, .. }
             | Self::ShardsNotNamed { path, .. }
             | Self::JsonMalformed { path, .. }
+            | Self::Gguf { path, .. }
             | Self::Changed { path, .. } => About::file(path),
         }
     }

@@ -1,4 +1,4 @@
-//! The tensors of mapped files: safetensors, or what torch.save writes.
+//! The tensors of mapped files: safetensors, what torch.save writes, or GGUF as it is stored.
 //!
 //! It must not know which files belong together; that is the task of `folder.rs`.
 
@@ -9,11 +9,14 @@ use super::behind::Reclaim;
 use super::distributed;
 use super::error::CheckpointError;
 use super::format::FileFormat;
+use super::gguf::container::{self, Container};
+use super::gguf::kind::Kind;
 use super::limits::MAX_TENSORS;
 use super::pickle::Place;
 use super::shard::Shard;
 use super::source::{TensorEntry, TensorSource};
 use numeric::{BoxPlace, Boxes, Elements, FloatType, Stored, Strided};
+use safetensors::Dtype;
 
 /// Mapped files and their tensors: files in the order they were opened, tensors by offset.
 #[derive(Debug, Default)]
@@ -22,6 +25,8 @@ pub(super) struct Files {
     pub(super) tensors: Vec<TensorEntry>,
     /// Where each tensor is.
     at: Vec<Where>,
+    /// The headers of those that are GGUF files, in their order.
+    pub(super) containers: Vec<Container>,
 }
 
 /// Where a tensor is.
@@ -106,6 +111,21 @@ impl Files {
                 }
                 (shard, Vec::new())
             }
+            FileFormat::Gguf => {
+                if let Some(entry) = entry {
+                    return Err(CheckpointError::NoEntries {
+                        path: path.into(),
+                        entry: entry.into(),
+                    });
+                }
+                let (shard, container) = Shard::open_gguf(path)?;
+                for tensor in &container.tensors {
+                    let entry = as_stored(tensor);
+                    files.add(entry, tensor.offset, Place::Contiguous);
+                }
+                files.containers.push(container);
+                (shard, Vec::new())
+            }
             FileFormat::Pickle => {
                 let (shard, pickled) = Shard::open_pickle(path, entry)?;
                 for tensor in pickled.tensors {
@@ -168,6 +188,7 @@ impl Files {
         let shards = self.shards.len();
         self.shards.extend(other.shards);
         self.tensors.extend(other.tensors);
+        self.containers.extend(other.containers);
         self.at
             .extend(other.at.into_iter().map(|at| at.behind(shards)));
         Ok(())
@@ -205,6 +226,21 @@ impl Files {
             bytes: self.bytes_at(at, len)?,
             format,
         }))
+    }
+}
+
+/// A tensor of a GGUF file: bytes, where it is stored in blocks.
+fn as_stored(tensor: &container::Tensor) -> TensorEntry {
+    let (dtype, shape) = match tensor.kind {
+        Kind::Plain(dtype) => (dtype, tensor.shape.clone()),
+        Kind::Blocks(_) => (Dtype::U8, vec![tensor.len as usize]),
+    };
+    TensorEntry {
+        name: tensor.name.clone(),
+        dtype,
+        stored: dtype,
+        shape,
+        len: tensor.len,
     }
 }
 

@@ -87,7 +87,8 @@ pub(super) fn find_weights(location: &Location) -> Result<FoundWeights, Checkpoi
             return Ok(found);
         }
     }
-    Err(no_weights(location, &names))
+    let gguf = find_format(location, &names, FileFormat::Gguf);
+    gguf.ok_or_else(|| no_weights(location, &names))
 }
 
 /// Finds a distributed checkpoint. Pickles beside it are what trainers keep of themselves.

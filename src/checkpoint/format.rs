@@ -36,6 +36,8 @@ pub(super) enum FileFormat {
     Pickle,
     /// What torch.distributed.checkpoint writes: the weight file is the metadata, which names the others.
     Distributed,
+    /// What llama.cpp reads. Nothing looks for its files by name where the others may lie.
+    Gguf,
 }
 
 impl FileFormat {
@@ -57,6 +59,7 @@ impl FileFormat {
             FileFormat::Safetensors => &[".safetensors"],
             FileFormat::Pickle => &[".bin", ".pt", ".pth", ".ckpt", ".pth.tar"],
             FileFormat::Distributed => &[DISTRIBUTED_END],
+            FileFormat::Gguf => &[".gguf"],
         }
     }
 
@@ -66,6 +69,7 @@ impl FileFormat {
             FileFormat::Safetensors => "model.safetensors",
             FileFormat::Pickle => "pytorch_model.bin",
             FileFormat::Distributed => DISTRIBUTED_METADATA,
+            FileFormat::Gguf => "model.gguf",
         }
     }
 
@@ -75,6 +79,7 @@ impl FileFormat {
             FileFormat::Safetensors => "diffusion_pytorch_model.safetensors",
             FileFormat::Pickle => "diffusion_pytorch_model.bin",
             FileFormat::Distributed => DISTRIBUTED_METADATA,
+            FileFormat::Gguf => "diffusion_pytorch_model.gguf",
         }
     }
 
@@ -84,6 +89,7 @@ impl FileFormat {
             FileFormat::Safetensors => "model.safetensors.index.json",
             FileFormat::Pickle => "pytorch_model.bin.index.json",
             FileFormat::Distributed => DISTRIBUTED_METADATA,
+            FileFormat::Gguf => "model.gguf.index.json",
         }
     }
 
@@ -93,6 +99,7 @@ impl FileFormat {
             FileFormat::Safetensors => ".safetensors.index.json",
             FileFormat::Pickle => ".bin.index.json",
             FileFormat::Distributed => DISTRIBUTED_METADATA,
+            FileFormat::Gguf => ".gguf.index.json",
         }
     }
 }

@@ -141,11 +141,7 @@ fn recognise(file: &[u8]) -> Option<(&'static str, &'static str)> {
             "a zip archive, as torch.save writes",
             "if torch.save wrote it, name it `*.pt`; else save its tensors as safetensors",
         ),
-        (
-            b"GGUF",
-            "a GGUF file",
-            "use the safetensors it was made from",
-        ),
+        (b"GGUF", "a GGUF file", "name it `*.gguf`"),
     ];
     kinds
         .into_iter()

@@ -19,6 +19,7 @@ mod files;
 mod fingerprint;
 mod folder;
 mod format;
+mod gguf;
 mod glob;
 mod header;
 mod home;

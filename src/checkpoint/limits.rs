@@ -101,3 +101,12 @@ pub(super) const MAX_GATHERED_BYTES: u64 = 16 << 20;
 /// How far the tensors of a pickle may exceed four times the size of its file: several tensors may view the same bytes,
 /// and masks and positions are expanded by strides of zero.
 pub(super) const MAX_CLAIMED_BYTES: u64 = 1 << 30;
+
+/// The most keys in the metadata of a GGUF file; real ones have some forty.
+pub(super) const MAX_GGUF_KEYS: u64 = 1 << 14;
+
+/// The longest text in the metadata of a GGUF file, in bytes; the longest are chat templates of some 20 KB.
+pub(super) const MAX_GGUF_TEXT_BYTES: u64 = 4 << 20;
+
+/// The longest list of numbers in the metadata of a GGUF file that is kept: those of a model have one for each layer.
+pub(super) const MAX_GGUF_LIST: u64 = 1 << 14;

@@ -156,6 +156,11 @@ impl Checkpoint {
         }
     }
 
+    /// The model with another folder whose files say what its token ids mean, if one is given.
+    pub(super) fn with_vocabulary(self, vocabulary: Option<PathBuf>) -> Checkpoint {
+        Checkpoint { vocabulary, ..self }
+    }
+
     /// The model with additional notes.
     pub(super) fn with_notes(self, notes: Vec<String>) -> Checkpoint {
         Checkpoint { notes, ..self }
@@ -467,6 +472,10 @@ impl Checkpoint {
         let own = || file_in(&self.location.path, name);
         match (&self.beside, kind_of(name, false)) {
             (SidecarsFrom::Nothing, _) => Ok(None),
+            (SidecarsFrom::Files(files), _) if !self.location.path.is_dir() => {
+                let file = files.iter().find(|file| file.name == name);
+                Ok(file.map(|file| file.path.clone()))
+            }
             (SidecarsFrom::FolderAndTokenizer(folder), Some(SidecarKind::Tokenizer)) => {
                 file_in(folder, name)
             }

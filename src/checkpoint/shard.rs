@@ -11,6 +11,7 @@ use memmap2::Mmap;
 use super::behind::{Behind, Reclaim, reclaim};
 use super::error::CheckpointError;
 use super::file_state::FileState;
+use super::gguf::container::{self, Container};
 use super::header::{self, HeaderTensor};
 use super::hub::listed_sha256;
 use super::pickle::{self, Pickled};
@@ -60,6 +61,16 @@ impl Shard {
     /// Maps a file of a distributed checkpoint, whatever is in it.
     pub(super) fn open_plain(path: &Path) -> Result<Shard, CheckpointError> {
         Shard::map(path)
+    }
+
+    /// Maps a GGUF file, and returns its header.
+    pub(super) fn open_gguf(path: &Path) -> Result<(Shard, Container), CheckpointError> {
+        let shard = Shard::map(path)?;
+        let container = container::read(&shard.map).map_err(|source| CheckpointError::Gguf {
+            path: path.into(),
+            source,
+        })?;
+        Ok((shard, container))
     }
 
     /// The bytes of any file.

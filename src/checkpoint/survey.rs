@@ -3,7 +3,7 @@
 //! There is a single way to open. `check` reports every problem; all other callers take the model, or the first
 //! problem.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use super::error::{CheckpointError, Stray};
 use super::files::Files;
 use super::folder::{FoundWeights, WeightFiles, check_link, file_names, find_weights};
 use super::format::{FileFormat, WrittenAs};
+use super::gguf;
 use super::hub::{listed_names, snapshot_of};
 use super::index::Index;
 use super::locate::Location;
@@ -24,10 +25,11 @@ use super::quantised::{CONFIG_KEYS, Decoder, Found, only_config_says};
 use super::reader::{Checkpoint, SidecarsFrom};
 use super::remote::Remote;
 use super::shard::FOLDER_NAMED_AS_A_FILE;
-use super::sidecars::is_carried;
+use super::sidecars::{Sidecar, SidecarKind, find_sidecars, is_carried};
 use super::source::TensorSource;
 use super::unread::download_hint;
-use super::weight_names::{UNFINISHED, other_format};
+use super::weight_names::{UNFINISHED, numbered, other_format};
+use errors::Refusal;
 use numeric::FloatType;
 use safetensors::Dtype;
 
@@ -273,7 +275,10 @@ impl Survey {
             problems.extend(missing);
             notes.extend(of_download);
         }
-        let config = match is_dir.then(|| ModelConfig::read(path)).transpose() {
+        let is_gguf = format == FileFormat::Gguf;
+        let beside_file = path.parent().filter(|_| is_gguf);
+        let folder_of_config = is_dir.then_some(path.as_path()).or(beside_file);
+        let config = match folder_of_config.map(ModelConfig::read).transpose() {
             Ok(config) => config.flatten(),
             // A link to nothing has been found above.
             Err(CheckpointError::NotOfFolder {
@@ -307,7 +312,11 @@ impl Survey {
         notes.extend(total_size.clone());
         let is_here = location.remote.is_empty();
         let (mut decoder, mut quantised) = (None, None);
-        match Decoder::find(label, config.as_ref(), &files, &by_name, is_here) {
+        let found = match is_gguf {
+            true => Found::Plain,
+            false => Decoder::find(label, config.as_ref(), &files, &by_name, is_here),
+        };
+        match found {
             Found::Plain => {}
             Found::Known(found, wrong) => {
                 problems.extend(wrong);
@@ -326,10 +335,27 @@ impl Survey {
             Some(_) => config.map(|config| config.without(&CONFIG_KEYS)),
             None => config,
         };
-        let beside = match is_dir {
-            true => SidecarsFrom::Folder,
-            false => SidecarsFrom::Nothing,
+        let (mut config, mut gguf) = (config, None);
+        if is_gguf && !partial {
+            match open_gguf(location, &files, config.take()) {
+                Ok(model) => {
+                    notes.extend(model.notes.iter().cloned());
+                    config = Some(model.config.clone());
+                    gguf = Some(model);
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+        let beside = match (is_dir, beside_file) {
+            (true, _) => SidecarsFrom::Folder,
+            (false, Some(folder)) => {
+                let tokenizer = tokenizer_beside(folder)?;
+                notes.push(tokenizer_note(path, &tokenizer));
+                SidecarsFrom::Files(tokenizer)
+            }
+            (false, None) => SidecarsFrom::Nothing,
         };
+        let vocabulary = beside_file.filter(|_| !is_dir).map(Path::to_owned);
         for shard in &mut files.shards {
             shard.put_in(folder);
         }
@@ -344,16 +370,19 @@ impl Survey {
             quantised,
             scheme,
             problems,
-            checkpoint: (!files.tensors.is_empty()).then(|| {
+            checkpoint: (!files.tensors.is_empty() && is_gguf == gguf.is_some()).then(|| {
                 let source: Arc<dyn TensorSource> = match location.remote.is_empty() {
                     true => Arc::new(files),
                     false => Arc::new(Remote::new(files, &location.remote)),
                 };
-                let source = match decoder {
-                    Some(decoder) => decoder.source(source),
-                    None => source,
+                let source = match (decoder, gguf) {
+                    (Some(decoder), _) => decoder.source(source),
+                    (None, Some(gguf)) => gguf.source(source),
+                    (None, None) => source,
                 };
-                Checkpoint::new(label, location.clone(), config, beside, source).with_notes(notes)
+                Checkpoint::new(label, location.clone(), config, beside, source)
+                    .with_notes(notes)
+                    .with_vocabulary(vocabulary)
             }),
         })
     }
@@ -463,6 +492,18 @@ const TORCH_STARTS: [&[u8]; 2] = [b"PK\x03\x04", b"\x80"];
 /// The weights of a single file: its format is that of its name, or else what its first bytes look like.
 fn single_file(path: &Path) -> Result<WeightFiles, CheckpointError> {
     let name = path.to_string_lossy();
+    if FileFormat::Gguf
+        .ends()
+        .iter()
+        .any(|end| name.ends_with(end))
+    {
+        return Ok(WeightFiles {
+            shards: set_of(path)?,
+            index: None,
+            format: FileFormat::Gguf,
+            notes: Vec::new(),
+        });
+    }
     let format = match FileFormat::named(&name) {
         Some(format) => format,
         None if starts_like_torch(path)? => FileFormat::Pickle,
@@ -483,6 +524,83 @@ fn single_file(path: &Path) -> Result<WeightFiles, CheckpointError> {
         format,
         notes: Vec::new(),
     })
+}
+
+/// The file, or if it is one of a numbered set, all files of the set.
+fn set_of(path: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let (Some((set, _)), Some(folder)) = (name.and_then(numbered), path.parent()) else {
+        return Ok(vec![path.into()]);
+    };
+    // Of a bare file name the parent is an empty path, which cannot be listed.
+    let listed = match folder.as_os_str().is_empty() {
+        true => file_names(Path::new("."))?,
+        false => file_names(folder)?,
+    };
+    let mut files: BTreeMap<usize, PathBuf> = BTreeMap::new();
+    for other in &listed {
+        if let Some((of, number)) = numbered(other)
+            && of == set
+        {
+            files.insert(number, folder.join(other));
+        }
+    }
+    let missing = set.missing(&files.keys().copied().collect());
+    match missing.is_empty() {
+        true => Ok(files.into_values().collect()),
+        false => Err(CheckpointError::ShardMissing {
+            path: folder.into(),
+            shard: missing.join(", "),
+            expected_by: "the names of the others".into(),
+            hint: download_hint(&Location::local(folder)),
+        }),
+    }
+}
+
+/// The model of open GGUF files.
+fn open_gguf(
+    location: &Location,
+    files: &Files,
+    config: Option<ModelConfig>,
+) -> Result<gguf::GgufModel, CheckpointError> {
+    if !location.remote.is_empty() {
+        let source = Refusal::new("GGUF is read from files that are here")
+            .with_hint("download the file, and name it");
+        let path = location.path.clone();
+        return Err(CheckpointError::Gguf { path, source });
+    }
+    gguf::model(&location.path, files, &files.containers, config)
+}
+
+/// The files of a tokenizer and of generation that lie beside a file of weights.
+fn tokenizer_beside(folder: &Path) -> Result<Vec<Sidecar>, CheckpointError> {
+    let mut files = find_sidecars(folder, None)?;
+    files.retain(|file| {
+        matches!(
+            file.kind,
+            SidecarKind::Tokenizer | SidecarKind::ChatTemplate | SidecarKind::Generation
+        )
+    });
+    Ok(files)
+}
+
+/// Where the tokenizer of a file of weights comes from.
+fn tokenizer_note(path: &Path, files: &[Sidecar]) -> String {
+    let mut tokenizer = files
+        .iter()
+        .filter(|file| file.kind == SidecarKind::Tokenizer);
+    match tokenizer.next() {
+        Some(first) => format!(
+            "{}: its tokenizer is that beside it, {}",
+            path.display(),
+            first.path.display()
+        ),
+        None => format!(
+            "{}: no tokenizer lies beside it, and that in the file is not read; put the model's tokenizer.json into its \
+             folder if it is wanted",
+            path.display()
+        ),
+    }
 }
 
 fn starts_like_torch(path: &Path) -> Result<bool, CheckpointError> {

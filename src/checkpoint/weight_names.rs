@@ -111,9 +111,9 @@ const OTHER_FORMATS: [(&[&str], &str, &str); 4] = [
         "if torch.save wrote it, name the file itself",
     ),
     (
-        &[".gguf", ".ggml"],
-        "a GGUF file",
-        "use the safetensors it was made from",
+        &[".ggml"],
+        "a GGML file",
+        "take a GGUF file of the model, or the safetensors it was made from",
     ),
     (
         &[".h5", ".msgpack"],

@@ -2,7 +2,7 @@
 
 use super::container::Value;
 use super::parameters::{Writer, refusal};
-use architecture::llama_cpp::{Rope, YARN};
+use architecture::llama_cpp::{Llama3, Rope, YARN, llama3_divisors};
 use architecture::{Decoder, FieldError, Fields, ONE_SPELLING, RopeFields};
 use errors::Refusal;
 use serde_json::{Map, Value as Json};
@@ -228,10 +228,7 @@ fn long_factors(
     ])
 }
 
-/// What llama.cpp divides each rotary frequency by: 1 for short waves, the factor for long ones, between them a blend.
-///
-/// Source: `_compute_llama3_parameters` of transformers. It computes in f32 and multiplies with an inverse where a
-/// number is divided by a tensor, so the same is done here.
+/// The divisors of a scaling by `llama3`.
 fn llama3_factors(
     scaling: &Fields<'_>,
     theta: f64,
@@ -244,26 +241,17 @@ fn llama3_factors(
         number("low_freq_factor")?,
         number("high_freq_factor")?,
     );
-    let context = original as f64;
     if low >= high {
         let larger = "a number larger than low_freq_factor";
         return Err(refusal(scaling.wrong("high_freq_factor", larger)));
     }
-    let factors = (0..head / 2).map(|pair| {
-        let exponent = (2 * pair) as f32 / head as f32;
-        let frequency = 1.0 / libm::pow(theta, f64::from(exponent)) as f32;
-        let wave = (1.0 / frequency) * std::f32::consts::TAU;
-        if f64::from(wave) < context / high {
-            1.0
-        } else if f64::from(wave) > context / low {
-            factor as f32
-        } else {
-            let turns = (1.0 / wave) * context as f32;
-            let smooth = (turns - low as f32) / (high - low) as f32;
-            1.0 / ((1.0 - smooth) / factor as f32 + smooth)
-        }
-    });
-    let factors: Vec<f32> = factors.collect();
+    let scaling_of = Llama3 {
+        factor,
+        low,
+        high,
+        original,
+    };
+    let factors = llama3_divisors(&scaling_of, theta, head);
     match factors.iter().all(|factor| factor.is_finite()) {
         true => Ok(factors),
         false => Err(refusal(

@@ -4,6 +4,7 @@
 //! cut, as long as the cuts fall on multiples of [`BLOCK`]. Each kernel has a slow f64 twin in its tests.
 
 mod bits;
+mod blocks;
 mod boxes;
 mod census;
 mod coded;
@@ -39,6 +40,7 @@ mod vector;
 mod zero_runs;
 
 pub use bits::{WORD, pack, unpack};
+pub use blocks::{BlockFormat, Blocks};
 pub use boxes::{BoxPlace, Boxes};
 pub use census::Census;
 pub use coded::{Coded, Codes, Grid, Meaning, Packing, Powers, Quotient, Shifted, Zeros};

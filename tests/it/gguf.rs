@@ -17,7 +17,7 @@ use weldment::run::{ExportError, write_gguf};
 use crate::fixtures::{Bench, Spec, floats, noise, with, without};
 
 /// A tensor of a file: its type, its shape as the file has it, its bytes.
-type Tensor = (u32, Vec<u64>, Vec<u8>);
+pub(crate) type Tensor = (u32, Vec<u64>, Vec<u8>);
 
 /// A reader that trusts nothing of the writer but the format.
 struct Reader<'b> {
@@ -64,7 +64,8 @@ impl Reader<'_> {
     }
 }
 
-fn read(path: &Path) -> (BTreeMap<String, Value>, BTreeMap<String, Tensor>) {
+/// The metadata and tensors of a file.
+pub(crate) fn read(path: &Path) -> (BTreeMap<String, Value>, BTreeMap<String, Tensor>) {
     let bytes = fs::read(path).unwrap();
     let mut reader = Reader {
         bytes: &bytes,
@@ -102,6 +103,39 @@ fn read(path: &Path) -> (BTreeMap<String, Value>, BTreeMap<String, Tensor>) {
         )
     });
     (metadata, found.collect())
+}
+
+/// A tensor's entry in the header without its place, and its bytes.
+pub(crate) type Part = (Vec<u8>, Vec<u8>);
+
+/// The metadata of a file of F32 as it stands, with the number of its keys, and the tensors.
+pub(crate) fn parts_of(bytes: &[u8]) -> ((Vec<u8>, u64), Vec<Part>) {
+    let mut reader = Reader { bytes, at: 8 };
+    let (tensors, keys) = (reader.u64(), reader.u64());
+    let start = reader.at;
+    for _ in 0..keys {
+        reader.text();
+        let kind = reader.u32();
+        reader.value(kind);
+    }
+    let metadata = bytes[start..reader.at].to_vec();
+    let entries: Vec<(Vec<u8>, u64, u64)> = (0..tensors)
+        .map(|_| {
+            let start = reader.at;
+            reader.text();
+            let dimensions = reader.u32();
+            let count: u64 = (0..dimensions).map(|_| reader.u64()).product();
+            assert_eq!(reader.u32(), 0);
+            let entry = bytes[start..reader.at].to_vec();
+            (entry, reader.u64(), count * 4)
+        })
+        .collect();
+    let data = reader.at.next_multiple_of(32);
+    let parts = entries.into_iter().map(|(entry, offset, len)| {
+        let start = data + offset as usize;
+        (entry, bytes[start..start + len as usize].to_vec())
+    });
+    ((metadata, keys), parts.collect())
 }
 
 fn as_f32(bytes: &[u8]) -> Vec<f32> {
@@ -144,7 +178,7 @@ fn model(bench: &Bench, config: &Value, specs: &[Spec]) {
     tokenizer(bench, "m");
 }
 
-fn tokenizer(bench: &Bench, folder: &str) {
+pub(crate) fn tokenizer(bench: &Bench, folder: &str) {
     let added = |id: u32, content: &str| {
         json!({
             "id": id, "content": content, "special": true, "normalized": false, "single_word": false,

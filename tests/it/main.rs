@@ -29,6 +29,7 @@ mod forward;
 mod fuzz;
 mod geometric;
 mod gguf;
+mod gguf_input;
 mod golden;
 mod holes;
 mod identity;

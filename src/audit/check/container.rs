@@ -318,7 +318,7 @@ fn kind(problem: &CheckpointError) -> Option<&'static CheckInfo> {
         E::Overlap { .. } => &OVERLAP,
         E::Hole { .. } => &HOLE,
         E::SizeMismatch { .. } | E::ReversedOffsets { .. } | E::ImpossibleShape { .. } => &SIZE,
-        E::HeaderTooLarge { .. } | E::HeaderMalformed { .. } => &HEADER,
+        E::HeaderTooLarge { .. } | E::HeaderMalformed { .. } | E::Gguf { .. } => &HEADER,
         E::BadTensorName { .. } => &NAME,
         E::DuplicateKey { .. } => &DUPLICATE_KEY,
         E::PickleRefused { .. }
@@ -383,6 +383,7 @@ fn place(problem: &CheckpointError, root: &Path) -> Place {
         | E::TrailingBytes { path, .. }
         | E::HeaderTooLarge { path, .. }
         | E::HeaderMalformed { path, .. }
+        | E::Gguf { path, .. }
         | E::PickleRefused { path, .. }
         | E::PickleMalformed { path, .. }
         | E::PickleTooLarge { path, .. }
@@ -448,6 +449,7 @@ fn expected_and_found(problem: &CheckpointError) -> (String, String) {
             format!("{found} bytes"),
         ),
         E::HeaderMalformed { detail, .. } => ("a safetensors header".into(), detail.clone()),
+        E::Gguf { source, .. } => ("a GGUF file of a model".into(), source.to_string()),
         E::BadTensorName { why, .. } => ("a plain name".into(), format!("one that {why}")),
         E::DuplicateKey { .. } => ("the name once".into(), "it twice".into()),
         E::StandIn { what, .. } => ("weights".into(), (*what).into()),

@@ -159,7 +159,7 @@ fn foreign(path: &Path, file: &[u8]) -> CheckpointError {
             "an HDF5 file, as TensorFlow and Keras write",
             "convert it to safetensors",
         ),
-        [b'G', b'G', b'U', b'F', ..] => ("a GGUF file", "use the safetensors it was made from"),
+        [b'G', b'G', b'U', b'F', ..] => ("a GGUF file", "name it `*.gguf`"),
         [_, _, _, _, _, _, _, _, b'{', ..] => (
             "a safetensors file by another name",
             "name it `*.safetensors`",

@@ -149,7 +149,7 @@ fn folders_that_are_no_checkpoint_say_what_they_are() {
         ),
         (
             vec![("m.Q4_K.gguf", b"x"), ("README.md", b"x")],
-            &["m.Q4_K.gguf", "made from"],
+            &["m.Q4_K.gguf: it is truncated", "copy or download"],
         ),
         (vec![("adapter_model.safetensors", &a)], &["LoRA adapter"]),
         (vec![("model_index.json", b"{}")], &["pipeline"]),
@@ -300,7 +300,8 @@ fn an_index_is_not_believed_without_its_shards() {
 #[test]
 fn files_of_other_formats_are_told_apart() {
     for (name, part) in [
-        ("m.gguf", "GGUF"),
+        ("m.gguf", "it is truncated: its first bytes"),
+        ("m.ggml", "GGML"),
         ("m.bin", "no file of torch.save"),
         ("m.pkl", "a file that torch.save does not name so"),
     ] {
