@@ -166,7 +166,11 @@ pub(super) fn file_by_name(name: &str) -> Option<&'static str> {
             false => "weights that no file names as part of the model",
         });
     }
-    if other_format(&lower).is_some() {
+    let is_gguf = FileFormat::Gguf
+        .ends()
+        .iter()
+        .any(|end| lower.ends_with(end));
+    if is_gguf || other_format(&lower).is_some() {
         return Some(OTHER_FORM);
     }
     let fits = |rule: &&Rule| {

@@ -452,7 +452,9 @@ impl Checkpoint {
         match &self.beside {
             SidecarsFrom::Folder | SidecarsFrom::FolderAndTokenizer(_) => {
                 let mut left = left_out(&self.location.path, self.config.as_ref())?;
-                left.retain(|file| !self.has_file(&file.name));
+                let shards = self.source.shards();
+                let is_read = |name: &str| shards.iter().any(|shard| shard.file_name() == name);
+                left.retain(|file| !self.has_file(&file.name) && !is_read(&file.name));
                 Ok(left)
             }
             SidecarsFrom::Nothing | SidecarsFrom::Files(_) => Ok(Vec::new()),

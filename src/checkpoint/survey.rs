@@ -277,6 +277,11 @@ impl Survey {
         }
         let is_gguf = format == FileFormat::Gguf;
         let beside_file = path.parent().filter(|_| is_gguf);
+        // Of a bare file name the parent is an empty path, which cannot be listed.
+        let beside_file = beside_file.map(|folder| match folder.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => folder,
+        });
         let folder_of_config = is_dir.then_some(path.as_path()).or(beside_file);
         let config = match folder_of_config.map(ModelConfig::read).transpose() {
             Ok(config) => config.flatten(),

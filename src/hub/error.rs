@@ -290,6 +290,14 @@ impl Hint for HubError {
                  HF_ENDPOINT"
                     .into()
             }
+            Self::NoWeights {
+                repo,
+                found: Some(found),
+            } if found.ends_with(".gguf") => format!(
+                "name the repository with its safetensors, or run `hf download {repo} {found} --local-dir .` and name \
+                 the file"
+            )
+            .into(),
             Self::NoWeights { .. } => "name the repository with its safetensors".into(),
             Self::PickledHeaders { repo, .. } => format!(
                 "run `hf download {repo}` first, or `weld merge` without --scratch-limit, which fetches it all"

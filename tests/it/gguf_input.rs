@@ -49,7 +49,8 @@ fn config(family: &Family, head_size: HeadSize) -> Value {
     config
 }
 
-/// The tensors that a config promises. None is so small that one more than it loses bits in F32, as Gemma's norms would.
+/// The tensors that a config promises, of values that BF16 holds and of which none is so small that one more than it loses
+/// bits in F32, as Gemma's norms would.
 fn specs(family: &'static Family, config: &Value, dtype: Dtype) -> Vec<Spec> {
     let mut shapes: Vec<(String, Vec<usize>)> = Vec::new();
     for body in Expected::new(family, config, || std::iter::empty::<&str>()) {
@@ -85,6 +86,7 @@ fn specs(family: &'static Family, config: &Value, dtype: Dtype) -> Vec<Spec> {
     let specs = (1..).zip(shapes).map(|(seed, (name, shape))| {
         let values = noise(seed, shape.iter().product());
         let values = values.map(|value| if value.abs() < 1e-3 { 0.25 } else { value });
+        let values = values.map(|value| half::bf16::from_f64(value).to_f64());
         floats(&name, dtype, &shape, values)
     });
     specs.collect()
@@ -204,6 +206,13 @@ fn llama_file(bench: &Bench, config: &Value, kind: &str) {
     fs::create_dir_all(bench.path("in")).unwrap();
     let options = ["--pre-tokenizer", "llama-bpe", "--type", kind];
     bench.passes(&[&["export", "gguf", "m", "in/m.gguf"][..], &options].concat());
+}
+
+/// A sound file of a Llama.
+pub(crate) fn file_of_llama() -> Vec<u8> {
+    let bench = Bench::new();
+    llama_file(&bench, &llama_config(json!({})), "q8_0");
+    fs::read(bench.path("in/m.gguf")).unwrap()
 }
 
 /// The message of a merge that is refused.
@@ -437,7 +446,7 @@ fn what_is_no_model_that_is_read_is_refused_by_name() {
     fs::copy(bench.path("in/m.gguf"), bench.path("in/m.safetensors")).unwrap();
     let said = refused(&bench, &ONE.replace("m.gguf", "m.safetensors"));
     assert!(said.contains("name it `*.gguf`"), "{said}");
-    let said = refused(&bench, &ONE.replace("m.gguf", "'m.gguf#x'"));
+    let said = refused(&bench, &ONE.replace("in/m.gguf", "'in/m.gguf#x'"));
     assert!(said.contains("entries"), "{said}");
 }
 
@@ -497,8 +506,10 @@ fn a_split_model_is_read_by_any_of_its_files() {
     fs::rename(bench.path(&name(2)), bench.path("other.gguf")).unwrap();
     let said = refused(&bench, &ONE.replace("in/m.gguf", &name(1)));
     assert!(said.contains("x-00002-of-00003.gguf is missing"), "{said}");
-    // Two files of another order.
-    fs::copy(bench.path(&name(3)), bench.path(&name(2))).unwrap();
+    bench.file(&name(2), &parts[2]);
+    let said = refused(&bench, &ONE.replace("in/m.gguf", &name(1)));
+    assert!(said.contains("is in both"), "{said}");
+    bench.file(&name(3), &parts[1]);
     let said = refused(&bench, &ONE.replace("in/m.gguf", &name(1)));
     assert!(said.contains("says that it is file 3 of 3"), "{said}");
 }

@@ -93,6 +93,7 @@ targets! {
     configs: 200,
     tokenizers: 200,
     pickles: 200,
+    gguf_files: 200,
     adapters: 200,
     locks: 150,
     outputs: 100,

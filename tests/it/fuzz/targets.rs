@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::OnceLock;
 
 use p256::SecretKey;
 use p256::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding};
@@ -16,6 +17,7 @@ use super::random::Random;
 use super::weld::{Silent, checked, judged, merge, passes, verified};
 use crate::check::{tokenizer, whole};
 use crate::fixtures::{Bench, floats, llama_config, noise, recipes as shipped};
+use crate::gguf_input;
 
 type Outcome = Result<(), String>;
 
@@ -181,6 +183,29 @@ pub(super) fn pickles(random: &mut Random) -> Outcome {
     // What is read of a pickle can be merged; whether it is a whole model is not asked.
     let recipe = format!("merge_method: passthrough\nmodels: [{{model: {name}}}]\n");
     match merge(&bench, &recipe) {
+        Ok(()) => passes("verify", verified(&bench, "out")),
+        Err(_) if bench.path("out").exists() => Err("refused, and left out".to_owned()),
+        Err(_) => Ok(()),
+    }
+}
+
+pub(super) fn gguf_files(random: &mut Random) -> Outcome {
+    static SOUND: OnceLock<Vec<u8>> = OnceLock::new();
+    let mut file = SOUND.get_or_init(gguf_input::file_of_llama).clone();
+    // The header is a small part of the file, and what is in it decides everything.
+    let names = b"blk.";
+    let is_name = |at: &usize| file[*at..].starts_with(names);
+    let end = (0..file.len()).rev().find(is_name).expect("a tensor");
+    let rest = file.split_off(end + 64);
+    mutate::bytes(random, &mut file);
+    file.extend(rest);
+    let bench = Bench::new();
+    bench.file("m.gguf", file);
+    checked(&bench, "m.gguf");
+    match merge(
+        &bench,
+        "merge_method: passthrough\nmodels: [{model: m.gguf}]\n",
+    ) {
         Ok(()) => passes("verify", verified(&bench, "out")),
         Err(_) if bench.path("out").exists() => Err("refused, and left out".to_owned()),
         Err(_) => Ok(()),
