@@ -1126,7 +1126,7 @@ fn an_index_and_its_shards_must_be_of_one_download() {
 #[test]
 fn other_formats_are_named_with_a_way_out() {
     for (file, says_it) in [
-        ("model.gguf", "use the safetensors it was made from"),
+        ("model.ggml", "take a GGUF file of the model"),
         ("model.onnx", "use the safetensors it was exported from"),
         ("adapter_model.safetensors", "write `model+adapter`"),
     ] {
