@@ -121,7 +121,7 @@ impl Files {
                 let (shard, container) = Shard::open_gguf(path)?;
                 for tensor in &container.tensors {
                     let entry = as_stored(tensor);
-                    files.add(entry, tensor.offset, Place::Contiguous);
+                    files.add_next(entry, tensor.offset, Place::Contiguous);
                 }
                 files.containers.push(container);
                 (shard, Vec::new())
