@@ -1,6 +1,6 @@
 //! An open model: its tensors by name, and the config and files beside them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,6 +43,8 @@ pub struct Checkpoint {
     adapters: Vec<AppliedAdapter>,
     notes: Vec<String>,
     vocabulary: Option<PathBuf>,
+    /// What its token ids mean, where its file of weights says it.
+    tokens: Option<Arc<BTreeMap<u64, String>>>,
 }
 
 /// A file that lies elsewhere, and what is wanted of it.
@@ -88,6 +90,7 @@ impl Checkpoint {
             adapters: Vec::new(),
             notes: Vec::new(),
             vocabulary: None,
+            tokens: None,
         }
     }
 
@@ -159,6 +162,17 @@ impl Checkpoint {
     /// The model with another folder whose files say what its token ids mean, if one is given.
     pub(super) fn with_vocabulary(self, vocabulary: Option<PathBuf>) -> Checkpoint {
         Checkpoint { vocabulary, ..self }
+    }
+
+    /// The model with what its file of weights says that its token ids mean.
+    pub(super) fn with_tokens(self, tokens: Option<BTreeMap<u64, String>>) -> Checkpoint {
+        let tokens = tokens.map(Arc::new);
+        Checkpoint { tokens, ..self }
+    }
+
+    /// What its token ids mean, where its file of weights says it.
+    pub(super) fn tokens(&self) -> Option<&BTreeMap<u64, String>> {
+        self.tokens.as_deref()
     }
 
     /// The model with additional notes.
@@ -283,6 +297,7 @@ impl Checkpoint {
         if has_tokenizer && is_folder {
             self.beside = SidecarsFrom::FolderAndTokenizer(folder.clone());
             self.vocabulary = Some(folder);
+            self.tokens = None;
         }
         Ok(())
     }
@@ -371,6 +386,7 @@ impl Checkpoint {
     pub fn with_vocabulary_of(self, other: &Checkpoint) -> Checkpoint {
         Checkpoint {
             vocabulary: Some(other.vocabulary_folder().to_owned()),
+            tokens: other.tokens.clone(),
             ..self
         }
     }

@@ -17,6 +17,7 @@ use super::files::Files;
 use super::folder::{FoundWeights, WeightFiles, check_link, file_names, find_weights};
 use super::format::{FileFormat, WrittenAs};
 use super::gguf;
+use super::home::file_in;
 use super::hub::{listed_names, snapshot_of};
 use super::index::Index;
 use super::locate::Location;
@@ -25,8 +26,9 @@ use super::quantised::{CONFIG_KEYS, Decoder, Found, only_config_says};
 use super::reader::{Checkpoint, SidecarsFrom};
 use super::remote::Remote;
 use super::shard::FOLDER_NAMED_AS_A_FILE;
-use super::sidecars::{Sidecar, SidecarKind, find_sidecars, is_carried};
+use super::sidecars::{Sidecar, SidecarKind, is_carried, kind_of};
 use super::source::TensorSource;
+use super::tokenizer::{VocabularyComparison, compare_with_folder};
 use super::unread::download_hint;
 use super::weight_names::{UNFINISHED, numbered, other_format};
 use errors::Refusal;
@@ -342,7 +344,14 @@ impl Survey {
         };
         let (mut config, mut gguf) = (config, None);
         if is_gguf && !partial {
-            match open_gguf(location, &files, config.take()) {
+            // It may speak of other files of the model, which are quantised in another way.
+            let is_quantised =
+                |config: &ModelConfig| CONFIG_KEYS.iter().any(|key| config.get(key).is_some());
+            let beside = config.take().map(|config| match is_quantised(&config) {
+                true => config.without(&CONFIG_KEYS),
+                false => config,
+            });
+            match open_gguf(location, &files, beside) {
                 Ok(model) => {
                     notes.extend(model.notes.iter().cloned());
                     config = Some(model.config.clone());
@@ -360,6 +369,11 @@ impl Survey {
             }
             (false, None) => SidecarsFrom::Nothing,
         };
+        let own_tokens = gguf.as_ref().and_then(|model| model.tokens.as_ref());
+        if let (Some(tokens), Some(folder)) = (own_tokens, folder_of_config) {
+            problems.extend(other_tokenizer(path, folder, tokens)?);
+        }
+        let tokens = gguf.as_mut().and_then(|model| model.tokens.take());
         let vocabulary = beside_file.filter(|_| !is_dir).map(Path::to_owned);
         for shard in &mut files.shards {
             shard.put_in(folder);
@@ -388,6 +402,7 @@ impl Survey {
                 Checkpoint::new(label, location.clone(), config, beside, source)
                     .with_notes(notes)
                     .with_vocabulary(vocabulary)
+                    .with_tokens(tokens)
             }),
         })
     }
@@ -579,14 +594,52 @@ fn open_gguf(
 
 /// The files of a tokenizer and of generation that lie beside a file of weights.
 fn tokenizer_beside(folder: &Path) -> Result<Vec<Sidecar>, CheckpointError> {
-    let mut files = find_sidecars(folder, None)?;
-    files.retain(|file| {
-        matches!(
-            file.kind,
-            SidecarKind::Tokenizer | SidecarKind::ChatTemplate | SidecarKind::Generation
-        )
-    });
+    let mut files = Vec::new();
+    for name in file_names(folder)? {
+        let kind = kind_of(&name, false).filter(|kind| {
+            matches!(
+                kind,
+                SidecarKind::Tokenizer | SidecarKind::ChatTemplate | SidecarKind::Generation
+            )
+        });
+        if let Some(kind) = kind
+            && let Ok(Some(path)) = file_in(folder, &name)
+        {
+            files.push(Sidecar { name, path, kind });
+        }
+    }
     Ok(files)
+}
+
+/// The share of ids that a tokenizer may give another meaning than the file: fine-tunes rename reserved tokens.
+const RENAMED: f64 = 0.01;
+
+/// The problem that the tokenizer in a folder is not that of a file in it.
+fn other_tokenizer(
+    path: &Path,
+    folder: &Path,
+    tokens: &BTreeMap<u64, String>,
+) -> Result<Option<CheckpointError>, CheckpointError> {
+    let Some(VocabularyComparison::Conflict {
+        differing,
+        examples,
+    }) = compare_with_folder(tokens, folder)?
+    else {
+        return Ok(None);
+    };
+    let few = differing as f64 <= RENAMED * tokens.len() as f64;
+    let example = examples.first().filter(|_| !few);
+    Ok(example.map(|(id, ours, theirs)| {
+        let source = Refusal::new(format!(
+            "the tokenizer beside it is of another model: {differing} of {} token ids mean something else, such as \
+             {id}, which is \"{ours}\" in the file and \"{theirs}\" there",
+            tokens.len()
+        ));
+        CheckpointError::Gguf {
+            path: path.into(),
+            source: source.with_hint("move the file into a folder of its own, with its own tokenizer or none"),
+        }
+    }))
 }
 
 /// Where the tokenizer of a file of weights comes from.

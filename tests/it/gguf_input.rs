@@ -330,6 +330,34 @@ fn the_config_says_what_the_metadata_does() {
 }
 
 #[test]
+fn the_vocabulary_of_the_file_is_compared_with_others() {
+    let bench = Bench::new();
+    llama_file(&bench, &llama_config(json!({})), "bf16");
+    let both = "merge_method: linear\nmodels:\n- {model: m, parameters: {weight: 0.5}}\n\
+                - {model: in/m.gguf, parameters: {weight: 0.5}}\n";
+    bench.merge(both, &[]);
+    let own = fs::read_to_string(bench.path("m/tokenizer.json")).unwrap();
+    let other = own.replace(r#""a":0,"ab":2,"b":1"#, r#""b":0,"ba":2,"a":1"#);
+    let other = other.replace(r#""merges":["a b"]"#, r#""merges":["b a"]"#);
+    assert_ne!(own, other);
+    bench.file("m/tokenizer.json", &other);
+    let said = refused(&bench, both);
+    assert!(
+        said.contains("vocabularies of `m` and `in/m.gguf` differ"),
+        "{said}"
+    );
+    bench.file("in/tokenizer.json", &other);
+    let said = refused(&bench, ONE);
+    assert!(
+        said.contains("the tokenizer beside it is of another model"),
+        "{said}"
+    );
+    bench.file("in/tokenizer.json", &own);
+    bench.merge(ONE, &[]);
+    assert!(bench.path("out/tokenizer.json").exists());
+}
+
+#[test]
 fn blocks_of_eight_bits_merge_with_a_checkpoint() {
     let bench = Bench::new();
     llama_file(&bench, &llama_config(json!({})), "q8_0");

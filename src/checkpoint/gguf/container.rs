@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use errors::Refusal;
 
 use super::super::limits::{
-    MAX_GGUF_KEYS, MAX_GGUF_LIST, MAX_GGUF_TEXT_BYTES, MAX_NAME_BYTES, MAX_TENSORS,
+    MAX_GGUF_KEYS, MAX_GGUF_LIST, MAX_GGUF_TEXT_BYTES, MAX_NAME_BYTES, MAX_TENSORS, MAX_TOKEN_ID,
 };
 use super::kind::Kind;
 
@@ -20,6 +20,15 @@ const ALIGNMENT: u64 = 32;
 
 /// The largest alignment that is believed; every known file has 32.
 const MAX_ALIGNMENT: u64 = 1 << 16;
+
+/// The key of the vocabulary: a list of texts, by id.
+pub(in super::super) const TOKENS: &str = "tokenizer.ggml.tokens";
+
+/// The number of the type of lists.
+const LIST: u32 = 9;
+
+/// The number of the type of texts.
+const TEXT: u32 = 8;
 
 /// The most dimensions of a tensor of ggml.
 const MAX_DIMENSIONS: u32 = 4;
@@ -44,7 +53,9 @@ pub(in super::super) enum Value {
     Text(String),
     /// A list of numbers or bools; none of a long one is kept.
     List(Vec<Value>),
-    /// A list that is not kept: texts, or more numbers than any parameter of a model has; and its length.
+    /// The texts of the vocabulary.
+    Tokens(Vec<String>),
+    /// A list that is not kept: other texts, or more numbers than any parameter of a model has; and its length.
     Long(u64),
 }
 
@@ -88,9 +99,11 @@ pub(in super::super) fn read(file: &[u8]) -> Result<Container, Refusal> {
     for _ in 0..keys {
         let key = reader.text("a key", MAX_NAME_BYTES as u64)?;
         let kind = reader.u32("the type of a value")?;
-        let value = reader
-            .value(kind)
-            .map_err(|error| error.within(named("key", &key)))?;
+        let value = match (key.as_str(), kind) {
+            (TOKENS, LIST) => reader.tokens(),
+            _ => reader.value(kind),
+        };
+        let value = value.map_err(|error| error.within(named("key", &key)))?;
         if metadata.contains_key(&key) {
             return Err(damaged(format!("{} is there twice", named("key", &key))));
         }
@@ -212,7 +225,7 @@ impl<'a> Reader<'a> {
             .and_then(|count| rest.get(..count));
         let taken = taken.ok_or_else(|| {
             damaged(format!(
-                "it is truncated: {what} takes {count} bytes from byte {} on, and {} are left",
+                "it is truncated: {what}: expected {count} bytes from byte {} on, found {}",
                 self.at,
                 rest.len()
             ))
@@ -280,8 +293,8 @@ impl<'a> Reader<'a> {
                     return Err(damaged(format!("expected a bool of 0 or 1, found {other}")));
                 }
             },
-            8 => Value::Text(self.text(WHAT, MAX_GGUF_TEXT_BYTES)?),
-            9 => self.list()?,
+            TEXT => Value::Text(self.text(WHAT, MAX_GGUF_TEXT_BYTES)?),
+            LIST => self.list()?,
             10 => Value::Whole(self.u64(WHAT)?.into()),
             11 => Value::Whole(i64::from_le_bytes(self.array(WHAT)?).into()),
             12 => Value::Double(f64::from_le_bytes(self.array(WHAT)?)),
@@ -293,6 +306,23 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// The list of tokens; other bytes than UTF-8 in one become marks.
+    fn tokens(&mut self) -> Result<Value, Refusal> {
+        let kind = self.u32("the type of a list")?;
+        let count = self.count("the length of a list", u64::from(MAX_TOKEN_ID))?;
+        if kind != TEXT {
+            return Err(damaged(format!(
+                "expected a list of texts, found type {kind}"
+            )));
+        }
+        let mut tokens = Vec::new();
+        for _ in 0..count {
+            let token = self.text_bytes("a token")?;
+            tokens.push(String::from_utf8_lossy(token).into_owned());
+        }
+        Ok(Value::Tokens(tokens))
+    }
+
     /// A list of values of one type, which are kept if they may be parameters of a model.
     fn list(&mut self) -> Result<Value, Refusal> {
         let kind = self.u32("the type of a list")?;
@@ -302,13 +332,13 @@ impl<'a> Reader<'a> {
             2 | 3 => 2,
             4..=6 => 4,
             10..=12 => 8,
-            8 => {
+            TEXT => {
                 for _ in 0..count {
                     self.text_bytes("a text of a list")?;
                 }
                 return Ok(Value::Long(count));
             }
-            9 => return Err(damaged("a list of lists, which GGUF does not have".into())),
+            LIST => return Err(damaged("a list of lists, which GGUF does not have".into())),
             _ => {
                 return Err(damaged(format!(
                     "expected a type from 0 to 12, found {kind}"

@@ -10,6 +10,7 @@ pub(super) mod kind;
 mod source;
 mod tensors;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -34,6 +35,8 @@ pub(super) struct GgufModel {
     narrow: Dtype,
     /// Its config: that beside the file, or what the metadata says.
     pub(super) config: ModelConfig,
+    /// What its token ids mean, by the metadata; those that stand for no token are left out.
+    pub(super) tokens: Option<BTreeMap<u64, String>>,
     /// What a user should know of how it was read.
     pub(super) notes: Vec<String>,
 }
@@ -160,12 +163,23 @@ fn found(
         shape: tensor.shape.clone(),
     });
     Ok(GgufModel {
+        tokens: tokens(first),
         stored: stored.collect(),
         tensors,
         narrow,
         config,
         notes,
     })
+}
+
+/// The vocabulary of a file. Converters call a row without a token `[PAD17]`.
+fn tokens(container: &Container) -> Option<BTreeMap<u64, String>> {
+    let Some(container::Value::Tokens(tokens)) = container.metadata.get(container::TOKENS) else {
+        return None;
+    };
+    let tokens = (0..).zip(tokens);
+    let real = tokens.filter(|(id, text)| **text != format!("[PAD{id}]"));
+    Some(real.map(|(id, text)| (id, text.clone())).collect())
 }
 
 /// The family of a config beside a file, which must be that of the file.

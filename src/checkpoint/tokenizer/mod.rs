@@ -16,4 +16,5 @@ pub use sentencepiece::{Piece, PieceKind, PieceModel};
 pub use settings::{chat_template, default_template, settings};
 pub use tiktoken::letter as byte_letter;
 pub use turns::{turn_end_beside, unknown_turn_end, unknown_turn_tokens};
+pub(super) use vocabulary::compare_with_folder;
 pub use vocabulary::{VocabularyComparison, compare_vocabularies, vocabulary_end};

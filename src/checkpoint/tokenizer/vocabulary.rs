@@ -63,6 +63,12 @@ pub fn compare_vocabularies(
     if a.is_single_file() || b.is_single_file() {
         return Ok(VocabularyComparison::Unknown);
     }
+    if a.tokens().is_some() || b.tokens().is_some() {
+        let (Some(a), Some(b)) = (plain_vocabulary(a)?, plain_vocabulary(b)?) else {
+            return Ok(VocabularyComparison::Unknown);
+        };
+        return Ok(compare(&a, &b));
+    }
     let (a, b) = (a.vocabulary_folder(), b.vocabulary_folder());
     let files = (file_in(a, "tokenizer.json")?, file_in(b, "tokenizer.json")?);
     if let (Some(a), Some(b)) = files
@@ -80,6 +86,34 @@ pub fn compare_vocabularies(
         _ => {}
     }
     Ok(compare(&ids_a, &ids_b))
+}
+
+/// Compares what a file of weights says that its token ids mean with the vocabulary of a folder; `None` if that has none.
+///
+/// # Errors
+/// Those of [`compare_vocabularies`].
+pub(in super::super) fn compare_with_folder(
+    tokens: &Vocabulary,
+    folder: &Path,
+) -> Result<Option<VocabularyComparison>, CheckpointError> {
+    let beside = read_vocabulary(folder)?;
+    Ok(beside.map(|beside| compare(&with_spaces(tokens.clone()), &with_spaces(beside.ids))))
+}
+
+/// The vocabulary of a model as a GGUF file has it, which writes tokens of spaces as spaces.
+fn plain_vocabulary(model: &Checkpoint) -> Result<Option<Vocabulary>, CheckpointError> {
+    let tokens = match model.tokens() {
+        Some(tokens) => Some(tokens.clone()),
+        None => read_vocabulary(model.vocabulary_folder())?.map(|found| found.ids),
+    };
+    Ok(tokens.map(with_spaces))
+}
+
+fn with_spaces(mut tokens: Vocabulary) -> Vocabulary {
+    for token in tokens.values_mut() {
+        *token = token.replace('\u{2581}', " ");
+    }
+    tokens
 }
 
 /// The file from which a folder's vocabulary is read, and one more than its largest id; none if there is no vocabulary.

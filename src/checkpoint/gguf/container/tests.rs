@@ -46,7 +46,12 @@ fn sound() -> File {
             key("llama.rope.freq_base", 6, &1e4f32.to_le_bytes()),
             key("pattern", 9, &list(7, 2, &[1, 0])),
             key(
-                "tokens",
+                "words",
+                9,
+                &list(8, 2, &[text(b"a"), text(b"\xff")].concat()),
+            ),
+            key(
+                TOKENS,
                 9,
                 &list(8, 2, &[text(b"a"), text(b"\xff")].concat()),
             ),
@@ -98,7 +103,9 @@ fn a_sound_header_is_read_as_it_stands() {
             *value("pattern"),
             Value::List(vec![Value::Bool(true), Value::Bool(false)])
         );
-        assert_eq!(*value("tokens"), Value::Long(2));
+        assert_eq!(*value("words"), Value::Long(2));
+        let tokens = ["a", "\u{fffd}"].map(str::to_owned);
+        assert_eq!(*value(TOKENS), Value::Tokens(tokens.to_vec()));
         let start = bytes.len() as u64 - 160;
         let expected = [
             (
@@ -173,7 +180,7 @@ fn each_malformation_is_told_by_name() {
         ),
         (
             File {
-                counts: Some([2, 6]),
+                counts: Some([2, 7]),
                 ..sound()
             }
             .bytes(),
@@ -181,7 +188,7 @@ fn each_malformation_is_told_by_name() {
         ),
         (
             File {
-                counts: Some([3, 5]),
+                counts: Some([3, 6]),
                 ..sound()
             }
             .bytes(),
