@@ -365,7 +365,7 @@ mod tests {
             (
                 BlockFormat::Q8_0,
                 0xe7dc_a61d_a3d4_6b65,
-                [2.199_462_9, 8.464_6],
+                [2.199_463, 8.464_6],
             ),
             (
                 BlockFormat::Q2_K,
@@ -380,7 +380,7 @@ mod tests {
             (
                 BlockFormat::Q4_K,
                 0x7c90_1090_ab3d_ccdd,
-                [4.595_092_8, 1.929_809_6],
+                [4.595_093, 1.929_809_6],
             ),
             (
                 BlockFormat::Q5_K,

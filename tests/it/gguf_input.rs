@@ -53,7 +53,7 @@ fn config(family: &Family, head_size: HeadSize) -> Value {
 /// bits in F32, as Gemma's norms would.
 fn specs(family: &'static Family, config: &Value, dtype: Dtype) -> Vec<Spec> {
     let mut shapes: Vec<(String, Vec<usize>)> = Vec::new();
-    for body in Expected::new(family, config, || std::iter::empty::<&str>()) {
+    for body in Expected::new(family, config, std::iter::empty::<&str>) {
         for rule in body
             .rules
             .iter()

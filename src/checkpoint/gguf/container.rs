@@ -346,7 +346,7 @@ impl<'a> Reader<'a> {
             }
         };
         if count > MAX_GGUF_LIST {
-            let bytes = count.checked_mul(size).unwrap_or(u64::MAX);
+            let bytes = count.saturating_mul(size);
             self.take(bytes, "a list")?;
             return Ok(Value::Long(count));
         }

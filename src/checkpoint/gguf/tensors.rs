@@ -73,7 +73,7 @@ pub(super) fn find(
         heads: heads(config),
         tensors: Vec::new(),
     };
-    let expected = Expected::new(known.family, config, || std::iter::empty::<&str>());
+    let expected = Expected::new(known.family, config, std::iter::empty::<&str>);
     for body in expected.iter().filter(|expected| expected.body.is_decoder) {
         if body.count() != Some(layers[0]) {
             let said = body.count().unwrap_or(0);
