@@ -2,7 +2,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::locate::Location;
-use crate::pickle::{Distributed, DistributedTensor, read_distributed};
+use crate::pickle::{Distributed, DistributedTensor, StoredBox, read_distributed};
 use crate::reader::Checkpoint;
 use crate::source::TensorSource;
 use numeric::Fill;
@@ -137,7 +137,11 @@ fn metadata(tensors: &[DistributedTensor], transform: bool) -> Vec<u8> {
                 pickle.size(&tensor.shape);
                 pickle.text("chunks");
                 pickle.0.extend(b"](");
-                for part in &tensor.boxes {
+                for (number, part) in tensor.boxes.iter().enumerate() {
+                    // Picklers write runs of a thousand.
+                    if number % 1000 == 999 {
+                        pickle.0.extend(b"e(");
+                    }
                     pickle.object("ChunkStorageMetadata", |pickle| {
                         pickle.text("offsets");
                         pickle.size(&part.offsets);
@@ -152,7 +156,10 @@ fn metadata(tensors: &[DistributedTensor], transform: bool) -> Vec<u8> {
         pickle.text("storage_data");
         pickle.0.extend(b"}(");
         for tensor in tensors {
-            for part in &tensor.boxes {
+            for (number, part) in tensor.boxes.iter().enumerate() {
+                if number % 1000 == 999 {
+                    pickle.0.extend(b"u(");
+                }
                 pickle.object("MetadataIndex", |pickle| {
                     pickle.text("fqn");
                     pickle.text(&tensor.keys.join("."));
@@ -306,6 +313,39 @@ fn damaged_metadata_is_refused_or_harmless() {
         }
     }
     assert!(refused > whole.len() / 4, "{refused}");
+}
+
+/// As many boxes as a large model and its optimizer have on many ranks; and more than any has.
+#[test]
+fn many_boxes_are_read_and_too_many_are_not() {
+    let path = made_by_torch().join(".metadata");
+    let with = |count: usize| {
+        let tensor = columns();
+        let mut boxes = Vec::with_capacity(count);
+        for row in 0..count {
+            boxes.push(StoredBox {
+                offsets: vec![row, 0],
+                sizes: vec![1, 5],
+                file: String::new(),
+                first: 0,
+                len: 1,
+            });
+        }
+        let shape = vec![count, 5];
+        let bytes = metadata(
+            &[DistributedTensor {
+                shape,
+                boxes,
+                ..tensor
+            }],
+            false,
+        );
+        read_distributed(&path, &bytes)
+    };
+    let found = with(90_000).unwrap();
+    assert_eq!(found.tensors[0].boxes.len(), 90_000);
+    let message = errors::in_one_line(&with(340_000).unwrap_err());
+    assert!(message.contains("too many objects"), "{message}");
 }
 
 /// A metadata file that calls something is refused by the name of what it calls.

@@ -10,7 +10,9 @@ use super::objects::{Object, Objects, Value};
 use super::torch::{self, Global};
 use crate::bounded::plain;
 use crate::error::CheckpointError;
-use crate::limits::{MAX_PICKLE_BYTES, MAX_PICKLE_MEMO, MAX_PICKLE_STACK, MAX_PICKLE_VALUES};
+use crate::limits::{
+    DISTRIBUTED_TIMES, MAX_PICKLE_BYTES, MAX_PICKLE_MEMO, MAX_PICKLE_STACK, MAX_PICKLE_VALUES,
+};
 
 /// The newest pickle protocol.
 const MAX_PROTOCOL: u8 = 5;
@@ -48,6 +50,16 @@ pub(super) enum Imports {
     Distributed,
 }
 
+impl Imports {
+    /// How many times as much as in a file of torch such a pickle may hold.
+    fn times(self) -> usize {
+        match self {
+            Imports::Torch => 1,
+            Imports::Distributed => DISTRIBUTED_TIMES,
+        }
+    }
+}
+
 /// Runs the pickle at the start of `bytes`, which begin at byte `base` of the file.
 pub(super) fn unpickle<'a>(
     path: &Path,
@@ -55,16 +67,18 @@ pub(super) fn unpickle<'a>(
     base: u64,
     imports: Imports,
 ) -> Result<Unpickled<'a>, CheckpointError> {
+    let times = imports.times();
+    let most = MAX_PICKLE_BYTES * times;
     let mut machine = Machine {
         imports,
-        bytes: &bytes[..bytes.len().min(MAX_PICKLE_BYTES)],
-        cut: bytes.len() > MAX_PICKLE_BYTES,
+        bytes: &bytes[..bytes.len().min(most)],
+        cut: bytes.len() > most,
         at: 0,
         pushed: 0,
         stack: Vec::new(),
         marks: Vec::new(),
         memo: HashMap::new(),
-        objects: Objects::default(),
+        objects: Objects::new(times),
     };
     loop {
         let start = machine.at;
@@ -351,8 +365,9 @@ impl<'a> Machine<'a> {
 
     fn push(&mut self, value: Value<'a>) -> Result<(), Problem> {
         self.pushed += 1;
-        if self.pushed > MAX_PICKLE_VALUES {
-            return Err(Problem::TooMany("values", MAX_PICKLE_VALUES));
+        let most = MAX_PICKLE_VALUES * self.imports.times();
+        if self.pushed > most {
+            return Err(Problem::TooMany("values", most));
         }
         if self.stack.len() == MAX_PICKLE_STACK {
             return Err(Problem::TooMany("values at once", MAX_PICKLE_STACK));
@@ -433,8 +448,9 @@ impl<'a> Machine<'a> {
 
     fn put(&mut self, key: u64) -> Result<(), Problem> {
         let value = self.top()?;
-        if self.memo.len() == MAX_PICKLE_MEMO && !self.memo.contains_key(&key) {
-            return Err(Problem::TooMany("values kept for later", MAX_PICKLE_MEMO));
+        let most = MAX_PICKLE_MEMO * self.imports.times();
+        if self.memo.len() == most && !self.memo.contains_key(&key) {
+            return Err(Problem::TooMany("values kept for later", most));
         }
         self.memo.insert(key, value);
         Ok(())
@@ -457,7 +473,7 @@ impl<'a> Machine<'a> {
                 self.at += len;
                 Ok(bytes)
             }
-            None if self.cut => Err(Problem::TooMany("bytes", MAX_PICKLE_BYTES)),
+            None if self.cut => Err(Problem::TooMany("bytes", self.bytes.len())),
             None => malformed("it ends too soon"),
         }
     }

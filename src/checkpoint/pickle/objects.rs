@@ -78,17 +78,29 @@ pub(super) struct Tensor {
 }
 
 /// All objects of a pickle.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Objects<'a> {
+    /// How many times as much as in a file of torch there may be.
+    times: usize,
     all: Vec<Object<'a>>,
     /// Values added to objects so far: a dict may be built from the same list again and again.
     given: usize,
 }
 
 impl<'a> Objects<'a> {
+    /// None yet, and at most so many times as many as in a file of torch.
+    pub(super) fn new(times: usize) -> Self {
+        Self {
+            times,
+            all: Vec::new(),
+            given: 0,
+        }
+    }
+
     pub(super) fn add(&mut self, object: Object<'a>) -> Result<Value<'a>, Problem> {
-        if self.all.len() == MAX_PICKLE_OBJECTS {
-            return Err(Problem::TooMany("objects", MAX_PICKLE_OBJECTS));
+        let most = MAX_PICKLE_OBJECTS * self.times;
+        if self.all.len() == most {
+            return Err(Problem::TooMany("objects", most));
         }
         self.given += match &object {
             Object::Tuple(items) | Object::List(items) => items.len(),
@@ -99,8 +111,9 @@ impl<'a> Objects<'a> {
             | Object::Tensor(_)
             | Object::Instance { .. } => 0,
         };
-        if self.given > MAX_PICKLE_VALUES {
-            return Err(Problem::TooMany("values in objects", MAX_PICKLE_VALUES));
+        let most = MAX_PICKLE_VALUES * self.times;
+        if self.given > most {
+            return Err(Problem::TooMany("values in objects", most));
         }
         self.all.push(object);
         Ok(Value::Object(self.all.len() - 1))
