@@ -89,6 +89,7 @@ pub use model_ref::{AdapterRef, ModelRef};
 pub use nearby::{file_like, nearest};
 pub use part::Part;
 pub use pickle::PickleImports;
+pub use quantised::is_comfy_marker;
 pub use reader::{Checkpoint, SidecarsFrom};
 pub use remote::{RemoteFile, RemoteFiles, RemotePlace, Transfer};
 pub use resolve::Resolver;

@@ -377,6 +377,33 @@ mod tests {
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// One scale for all is that of a single block as large as the matrix, row by row.
+        #[test]
+        fn one_scale_for_all_is_that_of_the_largest(
+            rows in 1usize..7, columns in 1usize..50, exponent in -60i32..60,
+            mantissas in prop::collection::vec(-1f32..1.0, 300),
+        ) {
+            let values: Vec<f32> = mantissas[..rows * columns]
+                .iter()
+                .map(|value| value * 2f32.powi(exponent))
+                .collect();
+            let whole = Encoding { whole: true, ..encoding(rows, columns, [1, columns], false) };
+            let coding = Coding { largest: Encoding::largest_of(&values), ..Coding::default() };
+            let largest = values.iter().fold(0f64, |most, value| most.max(f64::from(value.abs())));
+            let expected = if largest == 0.0 { 1.0 } else { (largest / 448.0) as f32 };
+            let (mut codes, mut scale) = (vec![0; columns], [0; 4]);
+            for (row, values) in values.chunks(columns).enumerate() {
+                let found = whole.encode(values, (row * columns) as u64, coding, &mut codes, &mut scale);
+                prop_assert_eq!(found, Narrowed::default());
+                prop_assert_eq!(f32::from_le_bytes(scale), expected);
+                let twin = values.iter().map(|value| nearest(f64::from(value / expected)));
+                prop_assert_eq!(&codes, &twin.collect::<Vec<_>>());
+            }
+        }
+    }
+
     #[test]
     fn a_block_by_hand() {
         // Two blocks of 2 x 2: the scale of the first is 2, of the second 1 as all is zero.

@@ -437,6 +437,7 @@ pub fn operation_text(tensor: &PlannedTensor) -> String {
         Operation::Copy if tensor.sources.len() > 1 => "copy, if equal".to_owned(),
         Operation::Copy => "copy".to_owned(),
         Operation::Scales => "scales".to_owned(),
+        Operation::Constant(_) => "constant".to_owned(),
         Operation::Compute { name, .. } => {
             let values: Vec<String> = tensor
                 .params
@@ -607,10 +608,11 @@ fn tensor_json(plan: &Plan, tensor: &PlannedTensor) -> Value {
         "name": tensor.name,
         "dtype": format!("{:?}", tensor.dtype),
         "shape": tensor.shape,
-        "operation": match tensor.operation {
+        "operation": match &tensor.operation {
             Operation::Copy => "copy",
             Operation::Scales => "scales",
-            Operation::Compute { name, .. } => name,
+            Operation::Constant(_) => "constant",
+            Operation::Compute { name, .. } => *name,
         },
         "parameters": values_json(values),
         "sources": sources,

@@ -52,6 +52,8 @@ pub enum Operation {
     },
     /// The scales of the tensor before it, which are written with its codes.
     Scales,
+    /// These bytes, which no model has: they say how other tensors are stored.
+    Constant(Vec<u8>),
 }
 
 impl Operation {

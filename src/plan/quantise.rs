@@ -14,7 +14,7 @@ use super::planned::{Operation, PlannedTensor, SourceTensor};
 use super::problems::{Problems, count, some_of};
 use super::views::View;
 use architecture::{WeightOrder, is_router, linear_weight};
-use checkpoint::{Checkpoint, EncodedTensor, ModelConfig};
+use checkpoint::{Checkpoint, Dtype, EncodedTensor, ModelConfig, is_comfy_marker};
 use numeric::{Encoding, FloatType};
 use recipe::{Located, Quantization, Recipe};
 
@@ -53,6 +53,8 @@ struct Scheme<'a> {
     fp8: Option<Fp8>,
     /// What the donor's config says of its codes.
     of_donor: Option<&'a Value>,
+    /// Whether the donor holds a [diffusion model](DIFFUSION) beside others.
+    has_diffusion: bool,
 }
 
 /// FP8 with scales.
@@ -61,14 +63,28 @@ struct Fp8 {
     shared: Shared,
     /// Whether scales are powers of two.
     powers: bool,
+    spelling: Spelling,
 }
 
-/// What shares a scale, and with it who reads it: blocks are DeepSeek's, the others compressed-tensors'.
+/// What shares a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shared {
     Block([usize; 2]),
     Row,
     Tensor,
+}
+
+/// Who reads it, and so what scales are called and what says that weights are stored so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    /// `weight_scale_inv`, and the config.
+    Blocks,
+    /// `weight_scale`, and the config.
+    Compressed,
+    /// `weight_scale`, and `comfy_quant` beside each.
+    Comfy,
+    /// `scale_weight`, and `scaled_fp8` once: what ComfyUI had until 2025.
+    ComfyMarked,
 }
 
 /// What becomes of a tensor.
@@ -78,6 +94,16 @@ enum Fate {
     Kept(SourceTensor),
     Encoded(Encoding),
 }
+
+/// What ComfyUI reads beside a weight.
+const COMFY_FORMAT: &str = r#"{"format": "float8_e4m3fn"}"#;
+
+/// Where the tensors of the diffusion model lie in a checkpoint that holds everything. ComfyUI reads codes nowhere else
+/// in it.
+const DIFFUSION: &str = "model.diffusion_model.";
+
+/// How the name of a tensor ends that says how the weight of its module is stored.
+const COMFY_QUANT: &str = ".comfy_quant";
 
 /// Gives the output its codes and scales, and its config what says so. `None` if the recipe asks for plain floats, or
 /// something is wrong.
@@ -110,14 +136,24 @@ pub(super) fn apply(
             Fate::Plain => tensors.push(tensor),
             Fate::Kept(source) => {
                 quantized.kept += 1;
-                tensors.extend(kept(models, tensor, source));
+                let name = tensor.name.clone();
+                let parts = kept(models, tensor, source);
+                let is_said = parts.iter().any(|part| part.name.ends_with(COMFY_QUANT));
+                tensors.extend(parts);
+                tensors.extend(scheme.said_beside(&name).filter(|_| !is_said));
             }
             Fate::Encoded(encoding) => {
                 quantized.encoded += 1;
-                tensors.extend(encoded(tensor, encoding, scheme.end()));
+                let (name, beside) = (
+                    scheme.scales_of(&tensor.name),
+                    scheme.said_beside(&tensor.name),
+                );
+                tensors.extend(encoded(tensor, encoding, name, scheme.shape_of_one()));
+                tensors.extend(beside);
             }
         }
     }
+    tensors.extend(scheme.marker());
     let more = tensors.len() - own.len();
     tensors.extend(rest);
     whole.tensors = tensors;
@@ -167,21 +203,28 @@ impl<'a> Scheme<'a> {
             );
             return refuse(message, "merge the folder of the component by itself");
         }
-        if config.is_none() {
+        let as_donor = Fp8::of_model(donor);
+        let is_comfy = match asked.value {
+            Quantization::Keep => as_donor.is_some_and(|fp8| fp8.is_comfy()),
+            other => other == Quantization::ComfyFp8,
+        };
+        if config.is_none() && !is_comfy {
             let message = format!(
                 "`{}` has no config.json, and only a config tells runtimes that weights are quantised",
                 donor.label()
             );
-            return refuse(message, "name the folder of a model, not its file");
+            let hint = "name the folder of a model, not its file; ComfyUI's `quantization: comfy_fp8` needs no config";
+            return refuse(message, hint);
         }
         let of_donor = donor.config().and_then(ModelConfig::quantization);
         let of_donor = of_donor.map(|found| &found.value);
         let fp8 = match asked.value {
-            Quantization::Fp8Block => Some(Fp8::of(Shared::Block(BLOCK))),
-            Quantization::Fp8Channel => Some(Fp8::of(Shared::Row)),
-            Quantization::Fp8Tensor => Some(Fp8::of(Shared::Tensor)),
+            Quantization::Fp8Block => Some(Fp8::of(Shared::Block(BLOCK), Spelling::Blocks)),
+            Quantization::Fp8Channel => Some(Fp8::of(Shared::Row, Spelling::Compressed)),
+            Quantization::Fp8Tensor => Some(Fp8::of(Shared::Tensor, Spelling::Compressed)),
+            Quantization::ComfyFp8 => Some(Fp8::of(Shared::Tensor, Spelling::Comfy)),
             Quantization::Keep => {
-                let Some(found) = of_donor else {
+                if of_donor.is_none() && !is_comfy {
                     let message = format!(
                         "`quantization: keep` is the scheme of `{}`, whose weights are plain",
                         donor.label()
@@ -197,9 +240,10 @@ impl<'a> Scheme<'a> {
                         donor.label(),
                         count(donor.left_out_tensors(), "scale")
                     );
-                    return refuse(message, "name a scheme: `quantization: fp8_block`");
+                    let scheme = if is_comfy { "comfy_fp8" } else { "fp8_block" };
+                    return refuse(message, &format!("name a scheme: `quantization: {scheme}`"));
                 }
-                Fp8::of_config(found)
+                as_donor
             }
         };
         Some(Self {
@@ -207,6 +251,7 @@ impl<'a> Scheme<'a> {
             models,
             fp8,
             of_donor,
+            has_diffusion: (donor.tensors().iter()).any(|entry| entry.name.starts_with(DIFFUSION)),
         })
     }
 
@@ -245,8 +290,15 @@ impl<'a> Scheme<'a> {
                 "`quantization: keep` can only copy weights that are stored as {scheme}, and these are computed: {}",
                 some_of(names)
             );
-            let hint = "name a scheme that is written: `quantization: fp8_block`; or leave the key out for plain weights";
-            problems.add(Some(self.asked.at), message, Some(hint.to_owned()));
+            let named = if self.is_comfy() {
+                "comfy_fp8"
+            } else {
+                "fp8_block"
+            };
+            let hint = format!(
+                "name a scheme that is written: `quantization: {named}`; or leave the key out for plain weights"
+            );
+            problems.add(Some(self.asked.at), message, Some(hint));
         }
         impossible.is_empty().then_some(fates)
     }
@@ -278,6 +330,7 @@ impl<'a> Scheme<'a> {
                     .or_else(|| donor.find(&tensor.name));
                 match own {
                     Some(own) => donor.encoded(own).is_some(),
+                    None if self.is_comfy() => of_sources() || self.is_comfy_matrix(tensor),
                     None => of_sources() || is_matrix(tensor, config),
                 }
             }
@@ -285,10 +338,11 @@ impl<'a> Scheme<'a> {
                 is_matrix(tensor, config)
                     && (of_sources() || !ragged.contains(parent(&tensor.name)))
             }
-            // compressed-tensors knows linear layers alone.
+            // compressed-tensors and ComfyUI know linear layers alone.
             Quantization::Fp8Channel | Quantization::Fp8Tensor => {
                 tensor.shape.len() == 2 && is_matrix(tensor, config)
             }
+            Quantization::ComfyFp8 => self.is_comfy_matrix(tensor),
         }
     }
 
@@ -323,14 +377,19 @@ impl<'a> Scheme<'a> {
         let said = config
             .and_then(ModelConfig::quantization)
             .map(|found| &found.value);
+        let fp8 = match said {
+            Some(said) => Fp8::of_config(said),
+            None => Fp8::of_comfy(&stored),
+        };
+        let is_same = stored.is_fp8 && fp8.is_some() && fp8 == self.fp8;
         match self.asked.value {
-            Quantization::Keep => {
-                source.model == self.models.donor
-                    || said
-                        .zip(self.of_donor)
-                        .is_some_and(|(own, donor)| alike(own, donor))
-            }
-            _ => stored.is_fp8 && said.and_then(Fp8::of_config) == self.fp8,
+            Quantization::Keep if source.model == self.models.donor => true,
+            Quantization::Keep => match (said, self.of_donor) {
+                (Some(own), Some(donor)) => alike(own, donor),
+                (None, None) => is_same,
+                _ => false,
+            },
+            _ => is_same,
         }
     }
 
@@ -347,7 +406,7 @@ impl<'a> Scheme<'a> {
         };
         let (block, scales) = match fp8.shared {
             Shared::Block(block) => (block, FloatType::F32),
-            Shared::Row | Shared::Tensor => ([1, *columns], FloatType::Bf16),
+            Shared::Row | Shared::Tensor => ([1, *columns], fp8.spelling.scales()),
         };
         Ok(Encoding {
             rows: *rows,
@@ -360,12 +419,74 @@ impl<'a> Scheme<'a> {
         })
     }
 
-    /// How the names of scales end.
-    fn end(&self) -> &'static str {
-        match self.fp8.map(|fp8| fp8.shared) {
-            Some(Shared::Row | Shared::Tensor) => "_scale",
-            _ => "_scale_inv",
+    fn is_comfy(&self) -> bool {
+        self.fp8.is_some_and(|fp8| fp8.is_comfy())
+    }
+
+    /// Whether a tensor is the matrix of a linear layer in a block of a model that ComfyUI runs. What has a number only
+    /// as its own is no block: `time_embedding.0`.
+    fn is_comfy_matrix(&self, tensor: &PlannedTensor) -> bool {
+        let name = tensor.name.as_str();
+        let is_elsewhere = self.has_diffusion && !name.starts_with(DIFFUSION);
+        let is_number = |part: &&str| part.parse::<usize>().is_ok();
+        let parts: Vec<&str> = module(name).split('.').collect();
+        let Some(at) = parts.iter().position(is_number) else {
+            return false;
+        };
+        let is_tower = |part: &&str| TOWERS.iter().any(|tower| part.contains(tower));
+        let is_in_block = !parts[at..].iter().all(is_number);
+        let order = linear_weight(name, &tensor.shape, None);
+        let is_linear = tensor.shape.len() == 2 && name.ends_with(".weight") && order.is_some();
+        let is_linear = is_linear && !is_router(name);
+        is_linear && is_in_block && !is_elsewhere && !parts[..at].iter().any(is_tower)
+    }
+
+    /// What the scales of a tensor are called.
+    fn scales_of(&self, name: &str) -> String {
+        match self.fp8.map(|fp8| fp8.spelling) {
+            Some(Spelling::Compressed | Spelling::Comfy) => format!("{name}_scale"),
+            Some(Spelling::ComfyMarked) => format!("{}.scale_weight", module(name)),
+            Some(Spelling::Blocks) | None => format!("{name}_scale_inv"),
         }
+    }
+
+    /// The shape of a scale that is the only one of its tensor, if it is not that of a list.
+    fn shape_of_one(&self) -> Option<Vec<usize>> {
+        self.is_comfy().then(Vec::new)
+    }
+
+    /// The tensor that says how a weight is stored, if there is one beside each: as the donor says it of its own.
+    fn said_beside(&self, weight: &str) -> Option<PlannedTensor> {
+        let is_needed = self.fp8.is_some_and(|fp8| fp8.spelling == Spelling::Comfy);
+        let donor = self.models.donor();
+        let stored = donor.find(weight).and_then(|at| donor.encoded(at));
+        let said = stored.and_then(|stored| {
+            let mut parts = stored.parts.into_iter();
+            parts.find(|part| part.name.ends_with(COMFY_QUANT))?.bytes
+        });
+        let said = match self.asked.value {
+            Quantization::Keep => said.unwrap_or(COMFY_FORMAT.as_bytes()),
+            _ => COMFY_FORMAT.as_bytes(),
+        };
+        let name = format!("{}{COMFY_QUANT}", module(weight));
+        is_needed.then(|| constant(name, Dtype::U8, vec![said.len()], said))
+    }
+
+    /// The tensor that says of all weights that they are stored so, if there is one: the donor's.
+    fn marker(&self) -> Option<PlannedTensor> {
+        if self.fp8?.spelling != Spelling::ComfyMarked {
+            return None;
+        }
+        let stored = self.models.donor().as_stored();
+        let tensors = stored.tensors().iter();
+        let found = tensors.zip(0..).find(|(entry, _)| is_comfy_marker(entry));
+        let (entry, bytes) = found.and_then(|(entry, at)| Some((entry, stored.bytes(at)?)))?;
+        Some(constant(
+            entry.name.clone(),
+            entry.dtype,
+            entry.shape.clone(),
+            bytes,
+        ))
     }
 
     /// What configs say of a scheme that the recipe names.
@@ -373,7 +494,7 @@ impl<'a> Scheme<'a> {
         let strategy = match self.asked.value {
             Quantization::Fp8Channel => "channel",
             Quantization::Fp8Tensor => "tensor",
-            Quantization::Fp8Block | Quantization::Keep => {
+            Quantization::Fp8Block | Quantization::Keep | Quantization::ComfyFp8 => {
                 return json!({
                     "activation_scheme": "dynamic",
                     "fmt": "e4m3",
@@ -408,6 +529,9 @@ impl<'a> Scheme<'a> {
 
     /// Says in the config how the weights are stored, and which modules are plain.
     fn edit_config(&self, config: &mut Value, modules: &Modules) {
+        if self.is_comfy() {
+            return;
+        }
         let of_donor = self
             .models
             .donor()
@@ -446,11 +570,46 @@ impl<'a> Scheme<'a> {
 }
 
 impl Fp8 {
-    fn of(shared: Shared) -> Fp8 {
+    fn of(shared: Shared, spelling: Spelling) -> Fp8 {
         Fp8 {
             shared,
             powers: false,
+            spelling,
         }
+    }
+
+    fn is_comfy(&self) -> bool {
+        matches!(self.spelling, Spelling::Comfy | Spelling::ComfyMarked)
+    }
+
+    /// How a model's weights are stored, by its config, or by its tensors if the config says nothing.
+    fn of_model(model: &Checkpoint) -> Option<Fp8> {
+        match model.config().and_then(ModelConfig::quantization) {
+            Some(said) => Fp8::of_config(&said.value),
+            None => {
+                let mut stored = (0..model.tensors().len()).filter_map(|at| model.encoded(at));
+                stored.find_map(|stored| Fp8::of_comfy(&stored))
+            }
+        }
+    }
+
+    /// ComfyUI's, where no config says anything: one scale, by its name.
+    fn of_comfy(stored: &EncodedTensor<'_>) -> Option<Fp8> {
+        let mut parts = stored.parts.iter();
+        let is_float8 = |dtype| matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2);
+        let has_codes = parts.clone().any(|part| is_float8(part.dtype));
+        let spelling = parts.find_map(|part| {
+            let is_one = part.dtype == Dtype::F32 && part.shape.iter().product::<usize>() == 1;
+            let (_, last) = part.name.rsplit_once('.')?;
+            match last {
+                "weight_scale" if is_one => Some(Spelling::Comfy),
+                "scale_weight" if is_one => Some(Spelling::ComfyMarked),
+                _ => None,
+            }
+        });
+        spelling
+            .filter(|_| has_codes)
+            .map(|spelling| Fp8::of(Shared::Tensor, spelling))
     }
 
     /// What the config of an FP8 model says of its scales, if they are written so.
@@ -476,8 +635,8 @@ impl Fp8 {
         };
         let powers = said.get("scale_fmt").and_then(Value::as_str) == Some("ue8m0");
         Some(Fp8 {
-            shared: Shared::Block(block),
             powers,
+            ..Fp8::of(Shared::Block(block), Spelling::Blocks)
         })
     }
 
@@ -496,8 +655,23 @@ impl Fp8 {
             "tensor" => Shared::Tensor,
             _ => return None,
         };
-        (is_fp8 && is_plain).then(|| Fp8::of(shared))
+        (is_fp8 && is_plain).then(|| Fp8::of(shared, Spelling::Compressed))
     }
+}
+
+impl Spelling {
+    /// The format of scales.
+    fn scales(self) -> FloatType {
+        match self {
+            Spelling::Compressed => FloatType::Bf16,
+            Spelling::Blocks | Spelling::Comfy | Spelling::ComfyMarked => FloatType::F32,
+        }
+    }
+}
+
+fn constant(name: String, dtype: Dtype, shape: Vec<usize>, bytes: &[u8]) -> PlannedTensor {
+    let operation = Operation::Constant(bytes.to_vec());
+    PlannedTensor::plain(name, dtype, shape, Vec::new(), operation)
 }
 
 /// Whether two configs say the same of how weights are stored; the modules that they list may differ.
@@ -557,17 +731,19 @@ fn parent(name: &str) -> &str {
     module(module(name))
 }
 
-/// The tensor as codes, and its scales, whose name is that of the tensor with this end.
-fn encoded(mut tensor: PlannedTensor, encoding: Encoding, end: &str) -> [PlannedTensor; 2] {
+/// The tensor as codes, and its scales of this name and, if one is given, of this shape.
+fn encoded(
+    mut tensor: PlannedTensor,
+    encoding: Encoding,
+    name: String,
+    shape: Option<Vec<usize>>,
+) -> [PlannedTensor; 2] {
     if matches!(tensor.operation, Operation::Copy) {
         tensor.operation = Operation::convert();
     }
     tensor.dtype = Encoding::CODES.dtype();
     tensor.encoding = Some(encoding);
-    let (name, shape) = (
-        format!("{}{end}", tensor.name),
-        encoding.scale_shape(&tensor.shape),
-    );
+    let shape = shape.unwrap_or_else(|| encoding.scale_shape(&tensor.shape));
     let dtype = encoding.scales.dtype();
     let scales = PlannedTensor::plain(name, dtype, shape, Vec::new(), Operation::Scales);
     [tensor, scales]

@@ -177,8 +177,9 @@ impl TensorSource for ResultValues {
             return values.bytes(number);
         }
         let tensor = self.result.plan.tensors.get(index)?;
-        match tensor.operation {
+        match &tensor.operation {
             Operation::Copy => self.result.plan.bytes(tensor.sources.first()?),
+            Operation::Constant(bytes) => Some(bytes),
             Operation::Compute { .. } | Operation::Scales => None,
         }
     }
@@ -250,7 +251,7 @@ impl Plan {
     /// Whether programs must know of the whole model before they compute its first tensor.
     pub fn is_surveyed(&self) -> bool {
         self.tensors.iter().any(|tensor| match &tensor.operation {
-            Operation::Copy | Operation::Scales => false,
+            Operation::Copy | Operation::Scales | Operation::Constant(_) => false,
             Operation::Compute { program, .. } => program.survey().is_some(),
         })
     }

@@ -16,15 +16,18 @@ pub enum Quantization {
     Fp8Channel,
     /// 8-bit floats with one scale for a tensor: the same.
     Fp8Tensor,
+    /// The same as ComfyUI reads it: tensors beside the weights say so, no config.
+    ComfyFp8,
 }
 
 /// The names in recipes; `none` stands for plain floats.
-const NAMES: [(&str, Option<Quantization>); 5] = [
+const NAMES: [(&str, Option<Quantization>); 6] = [
     ("none", None),
     ("keep", Some(Quantization::Keep)),
     ("fp8_block", Some(Quantization::Fp8Block)),
     ("fp8_channel", Some(Quantization::Fp8Channel)),
     ("fp8_tensor", Some(Quantization::Fp8Tensor)),
+    ("comfy_fp8", Some(Quantization::ComfyFp8)),
 ];
 
 impl Quantization {

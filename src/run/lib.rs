@@ -27,6 +27,7 @@ mod results;
 mod scratch;
 mod share;
 mod ties;
+mod told;
 mod update;
 mod work;
 
@@ -131,6 +132,9 @@ pub fn run(
     let mut side_files = SideFiles::new(staged.as_mut(), observer, BTreeMap::new());
     side_files.write_all(plan)?;
     let written = side_files.written;
+    if options.look.is_some() && staged.folder().is_some() {
+        told::write(plan, &share, staged.as_mut(), feed.is_none(), observer)?;
+    }
     if let (Some(look), Some(folder)) = (options.look, staged.folder()) {
         look(folder).map_err(RunError::Unsound)?;
     }

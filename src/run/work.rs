@@ -161,7 +161,7 @@ impl<'a> Work<'a> {
                     let job = self.output(plan, index, tensor)?;
                     self.jobs.push(job);
                 }
-                Operation::Scales => {}
+                Operation::Scales | Operation::Constant(_) => {}
             }
         }
         Ok(mem::take(&mut self.jobs))
@@ -255,12 +255,14 @@ fn computation<'a>(
                 format: FloatType::from_dtype(tensor.dtype)
                     .filter(|&format| !is_bound(tensor, &sources, format)),
                 sources,
-                output: match &target {
-                    ResultUse::Outputs(outputs) => outputs.first().map(|output| output.number),
-                    ResultUse::Decide(_) => None,
-                },
+                output: copied_to(&target),
             }
         }
+        Operation::Constant(bytes) => engine::Work::Copy {
+            format: None,
+            sources: vec![bytes],
+            output: copied_to(&target),
+        },
         Operation::Compute { program, .. } => engine::Work::Compute {
             sources: sources(plan, tensor)?,
             elements: tensor.elements(),
@@ -269,6 +271,14 @@ fn computation<'a>(
         },
         Operation::Scales => return Err(unreadable(tensor)),
     })
+}
+
+/// The output that bytes are copied to, if there is one.
+fn copied_to(target: &ResultUse<'_>) -> Option<usize> {
+    match target {
+        ResultUse::Outputs(outputs) => outputs.first().map(|output| output.number),
+        ResultUse::Decide(_) => None,
+    }
 }
 
 /// Whether a copy bounds or masks values, so that infinity in it is meant. NaN never is.

@@ -26,6 +26,7 @@ pub(crate) struct Outcome {
 }
 
 /// A tensor to be written: name, dtype, shape, values.
+#[derive(Clone)]
 pub(crate) struct Spec {
     pub(crate) name: String,
     pub(crate) dtype: Dtype,

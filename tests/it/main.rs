@@ -51,6 +51,7 @@ mod outputs;
 mod pages;
 mod pipelines;
 mod quantised;
+mod quantised_comfy;
 mod quantised_outputs;
 mod recipes;
 mod refusals;

@@ -16,7 +16,7 @@ import subprocess
 
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 SIZES = {
@@ -131,6 +131,60 @@ def compressed(arguments, work, scheme):
     return f"{len(scales)} weights, {len(said['ignore'])} modules plain"
 
 
+def as_comfy_reads(folder):
+    """The weights of a file, in float32: as ComfyUI's `comfy/utils.py` tells how they are stored, and decodes them."""
+    state = tensors(folder)
+    marker = next((name for name in state if name.rpartition(".")[2] == "scaled_fp8"), None)
+    if marker is not None:
+        assert state.pop(marker).dtype == torch.float8_e4m3fn
+        for name in [name for name in state if name.endswith(".scale_weight")]:
+            layer = name.removesuffix(".scale_weight")
+            state[f"{layer}.weight_scale"] = state.pop(name)
+            state[f"{layer}.comfy_quant"] = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    for name in [name for name in state if name.endswith(".comfy_quant")]:
+        layer = name.removesuffix(".comfy_quant")
+        said = json.loads(bytes(state.pop(name).tolist()))
+        assert said["format"] == "float8_e4m3fn", said
+        codes, scale = state[f"{layer}.weight"], state.pop(f"{layer}.weight_scale")
+        assert codes.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32 and scale.numel() == 1
+        state[f"{layer}.weight"] = codes.float() * scale
+    left = [name for name, value in state.items() if value.dtype == torch.float8_e4m3fn or "scale" in name.rpartition(".")[2]]
+    assert not left, left
+    return state
+
+
+def comfy(arguments, work):
+    """ComfyUI's scaled FP8, of files without a config, in both spellings."""
+    linear = "merge_method: linear\nmodels: [{model: a/model.safetensors}, {model: b/model.safetensors}]\nparameters: {weight: 0.5}\n"
+    plain = tensors(weld(arguments, work, "plain", linear + "out_dtype: float32\n"))
+    out = weld(arguments, work, "out", linear + "quantization: comfy_fp8\n")
+    codes = tensors(out)
+    scales = [name for name in codes if name.endswith(".weight_scale")]
+    assert scales, codes.keys()
+    for name in scales:
+        weight = name.removesuffix("_scale")
+        scale = (plain[weight].abs().amax().double() / 448).float()
+        assert torch.equal(codes[name], scale) and codes[name].shape == scale.shape, name
+        expected = (plain[weight] / scale).to(torch.float8_e4m3fn)
+        assert torch.equal(codes[weight].view(torch.uint8), expected.view(torch.uint8)), weight
+
+    def is_read_alike(folder, name):
+        recipe = f"merge_method: passthrough\nmodels: [{{model: {folder.name}/model.safetensors}}]\nout_dtype: float32\n"
+        ours, theirs = tensors(weld(arguments, work, name, recipe)), as_comfy_reads(folder)
+        assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key].float()) for key in ours)
+
+    is_read_alike(out, "back")
+    older = {name.replace(".weight_scale", ".scale_weight"): value for name, value in codes.items() if not name.endswith(".comfy_quant")}
+    (work / "older").mkdir(exist_ok=True)
+    save_file({**older, "scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}, work / "older/model.safetensors")
+    mixed = linear.replace("model: a/", "model: older/")
+    kept = weld(arguments, work, "kept", mixed + "quantization: keep\n")
+    assert {"scaled_fp8", scales[0].replace(".weight_scale", ".scale_weight")} <= tensors(kept).keys()
+    is_read_alike(kept, "back")
+    return f"{len(scales)} weights, two spellings"
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--weld", required=True, type=lambda path: str(pathlib.Path(path).resolve()))
@@ -142,6 +196,7 @@ def main():
         for seed, name in enumerate(["a", "b"]):
             save(work / name, config(**sizes), seed)
         print(f"{family}: fp8_block: {fp8_block(arguments, work)}")
+        print(f"{family}: comfy_fp8: {comfy(arguments, work)}")
         # transformers fuses the experts of mixtures, which compressed-tensors does not know.
         for scheme in ["fp8_channel", "fp8_tensor"] if "moe" not in family else []:
             print(f"{family}: {scheme}: {compressed(arguments, work, scheme)}")

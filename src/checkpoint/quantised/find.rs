@@ -44,7 +44,7 @@ const OF_ACTIVATIONS: [&str; 12] = [
     "v_scale",
     "q_scale",
     "prob_scale",
-    "scaled_fp8",
+    "scale_input",
 ];
 
 /// What a checkpoint is, as its names, dtypes, shapes and config tell.
@@ -199,6 +199,7 @@ impl Decoder {
                     decoder.add(reading, at, look, problems);
                 }
                 None if used.contains(&at) => {}
+                None if is_comfy_marker(entry) => {}
                 None if is_of_activations(entry) => decoder.left_out += 1,
                 None => {
                     if evidence.in_tensor(entry).is_some() {
@@ -303,6 +304,11 @@ impl Decoder {
             self.float.dtype()
         )
     }
+}
+
+/// Whether a tensor only says that others are ComfyUI's scaled FP8.
+pub fn is_comfy_marker(entry: &TensorEntry) -> bool {
+    entry.name.rsplit('.').next() == Some("scaled_fp8") && entry.elements() <= 2
 }
 
 /// Whether no weight depends on the tensor, by its name, and it is small enough for that.

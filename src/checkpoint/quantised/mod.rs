@@ -19,5 +19,6 @@ mod settings;
 mod tests;
 
 pub(crate) use evidence::only_config_says;
+pub use find::is_comfy_marker;
 pub(crate) use find::{Decoder, Found};
 pub(crate) use settings::CONFIG_KEYS;
