@@ -47,6 +47,8 @@ pub struct EncodedTensor<'a> {
     pub scheme: &'a str,
     /// Whether its codes are FP8 (E4M3) and its scales floats.
     pub is_fp8: bool,
+    /// Whether it is MXFP4 as gpt-oss has it, [as it is written](numeric::CodeFormat::Mxfp4).
+    pub is_mxfp4: bool,
     /// The stored tensors, in the order of their file; none if a source above changes the values.
     pub parts: Vec<StoredPart<'a>>,
 }

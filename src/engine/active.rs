@@ -420,7 +420,10 @@ impl<'a> ActiveJob<'a> {
 /// most bytes per block.
 pub(super) fn tile_blocks(work: &Work<'_>, limits: &Limits) -> usize {
     let bytes = match work.encoded() {
-        Some(Encoded { encoding, .. }) => encoding.longest().max(encoding.scale_bytes()),
+        Some(Encoded { encoding, .. }) => {
+            let longest = encoding.longest() as u64;
+            (encoding.code_bytes(longest) as usize).max(encoding.scale_bytes())
+        }
         None => work.block_bytes(),
     };
     ((limits.tile - PAGE) / bytes.max(1)).max(1)

@@ -17,7 +17,7 @@ use super::job::{Encoded, Output, Work};
 use super::lane::{Found, Lane, Scratch, views};
 use super::program::{Apply, Block, Pass};
 use super::results::{measured_in_block, sampled_part};
-use numeric::{Coding, Encoding, EncodingError, Fill, Narrowed, NoMemory, Real, Survival, resize};
+use numeric::{Coding, Encoding, EncodingError, Narrowed, NoMemory, Real, Survival, resize};
 
 impl<'a> Engine<'a> {
     /// Computes and encodes a part of the output: as many bands as fit into a tile.
@@ -164,8 +164,9 @@ impl<'a> Engine<'a> {
         let encoding = &encoded.encoding;
         resize(values, encoding.longest(), R::ZERO)?;
         let of_codes = encoding.elements(bands.clone());
-        let len = (of_codes.end - of_codes.start) as usize;
-        let codes = self.tile(job, output.number, of_codes.start, len)?;
+        let len = of_codes.end - of_codes.start;
+        let start = encoding.code_bytes(of_codes.start);
+        let codes = self.tile(job, output.number, start, encoding.code_bytes(len) as usize)?;
         let of_band = encoding.scale_bytes();
         let scales = match (encoding.whole, bands.start) {
             (false, start) => Some(((start * of_band) as u64, bands.len() * of_band)),
@@ -301,22 +302,25 @@ impl<R: Real> Band<'_, R> {
             ..
         } = self;
         let values = &values[..len];
-        codes.set(len, |codes| {
+        let bytes = encoding.code_bytes(len as u64) as usize;
+        codes.set(bytes, |codes| {
             let found = encoding.encode(values, places.start, *coding, codes, of_band);
             narrowed.overflowed += found.overflowed;
             narrowed.non_finite += found.non_finite;
-            let decoded = encoding.decoded(len / encoding.columns, codes, of_band);
+            let Some(decoded) = encoding.decoded(len / encoding.columns, codes, of_band) else {
+                return Ok(());
+            };
             let mut written = Vec::new();
             for Sample { places: of, base } in samples.iter() {
                 let start = (of.start - places.start) as usize;
                 let meant = &values[start..start + (of.end - of.start) as usize];
                 resize(&mut written, meant.len(), R::ZERO)?;
-                decoded.fill(start as u64, &mut written)?;
+                R::fill(decoded.as_ref(), start as u64, &mut written)?;
                 if base.len() == meant.len() {
                     let Survival { kept, meant } = Survival::measure(meant, base, &written);
                     sums.extend([kept, meant]);
                 }
-                let error = EncodingError::measure(meant, &written);
+                let error = EncodingError::measure(meant, &written, encoding.flushed_above());
                 sums.extend([error.differences, error.values]);
                 sums.extend([error.parts, error.flushed]);
             }

@@ -13,7 +13,7 @@ use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
 
 use super::active::{ActiveJob, cost, lock, tile_blocks};
 use super::budget::{Limits, Settings, statistics};
-use super::job::{Job, Output, Work};
+use super::job::{Job, Work};
 use super::lane::Scratch;
 use super::program::{CarriedMask, Cost};
 use super::scan::{in_order, pool};
@@ -206,7 +206,7 @@ impl<'a> Engine<'a> {
         let Work::Compute { target, .. } = active.work else {
             return Ok(());
         };
-        for (Output { format, .. }, results) in target.outputs().iter().zip(&seen.results) {
+        for (output, results) in target.outputs().iter().zip(&seen.results) {
             if results.non_finite.nan > 0 && !allowed {
                 return Err(EngineError::NotANumber {
                     tensor: names.result(),
@@ -215,7 +215,7 @@ impl<'a> Engine<'a> {
             }
             // Infinity in the output is allowed if the input had it, and the format has it; if all inputs were finite, it
             // is an overflow.
-            let infinite = match allowed && format.has_infinity() {
+            let infinite = match allowed && output.format.has_infinity() {
                 true => 0,
                 false => results.non_finite.infinite,
             };
@@ -224,7 +224,7 @@ impl<'a> Engine<'a> {
                 return Err(EngineError::Overflow {
                     tensor: names.result(),
                     count,
-                    format: *format,
+                    format: output.format_name(),
                 });
             }
             self.tally.saturated.fetch_add(count, Relaxed);

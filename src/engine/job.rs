@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::derived::Decided;
 use super::program::{AnyProgram, Survey};
-use numeric::{BLOCK, Elements, Encoding, FloatType, RoundingKey};
+use numeric::{BLOCK, CodeFormat, Elements, Encoding, FloatType, RoundingKey};
 
 /// One tensor's work.
 pub struct Job<'a> {
@@ -141,6 +141,14 @@ impl Output {
             rounding: None,
             base: None,
             encoded: None,
+        }
+    }
+
+    /// What its values become, in words.
+    pub(super) fn format_name(&self) -> String {
+        match &self.encoded {
+            Some(encoded) if encoded.encoding.format == CodeFormat::Mxfp4 => "MXFP4".to_owned(),
+            _ => format!("{:?}", self.format.dtype()),
         }
     }
 }

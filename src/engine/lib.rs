@@ -44,7 +44,7 @@ pub use tile::{PAGE, Tile, Tiles};
 pub use whole::{Matrices, Whole};
 
 use errors::{About, Hint, Refusal};
-use numeric::{EncodingError, FloatType, NoMemory, NonFinite, Oddities, Survival};
+use numeric::{EncodingError, NoMemory, NonFinite, Oddities, Survival};
 
 /// Where computed bytes go.
 pub trait Sink: Sync {
@@ -106,14 +106,14 @@ pub enum EngineError {
         found: NonFinite,
     },
     /// Results do not fit the output's format.
-    #[error("{count} values of tensor `{tensor}` are too large for {:?}", format.dtype())]
+    #[error("{count} values of tensor `{tensor}` are too large for {format}")]
     Overflow {
         /// The tensor of the result.
         tensor: String,
         /// How many values.
         count: u64,
         /// The output's format.
-        format: FloatType,
+        format: String,
     },
     /// Finite sources resulted in NaN.
     #[error("{count} values of tensor `{tensor}` came out as NaN though the inputs are finite")]

@@ -1,12 +1,17 @@
-//! Values written as 8-bit floats with a scale for each block of a matrix: the inverse of [`Scaled`].
+//! Values written as codes with scales: 8-bit floats with a scale for each block of a matrix, the inverse of [`Scaled`],
+//! or [MXFP4](super::microscaling).
 //!
 //! A block's scale is its largest magnitude divided by the largest value of the format, rounded to an `f32`; a value is
 //! divided by its scale and rounded once. So `code * scale` is within half an ULP of the code, times the scale.
 
 use std::ops::Range;
 
-use super::elements::Stored;
+use safetensors::Dtype;
+
+use super::coded::{Coded, Codes, Grid, Meaning, Packing, Powers};
+use super::elements::{Elements, Stored};
 use super::format::{FloatType, Narrowed};
+use super::microscaling::{self, E2M1, GROUP};
 use super::real::Real;
 use super::rounding::RoundingKey;
 use super::scaled::Scaled;
@@ -15,7 +20,16 @@ use super::vector::vectorised;
 /// Values that are divided and rounded at a time.
 const STRIP: usize = 1024;
 
-/// How the matrices of a tensor are written: as 8-bit floats, with a scale for each block or one for all.
+/// What values become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodeFormat {
+    /// 8-bit floats (E4M3), a byte each in the order of the values, with a scale for each block or one for all.
+    Fp8,
+    /// 4-bit floats (E2M1), column after column, with a power of two for each 32 rows of one: as gpt-oss has them.
+    Mxfp4,
+}
+
+/// How the matrices of a tensor are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Encoding {
     /// Rows of a matrix; at least one.
@@ -24,13 +38,15 @@ pub struct Encoding {
     pub columns: usize,
     /// How many matrices.
     pub matrices: usize,
+    /// What values become.
+    pub format: CodeFormat,
     /// Rows and columns of a block, at least one each; blocks at the edges may be smaller.
     pub block: [usize; 2],
     /// Whether all blocks share one scale. They are written band by band nevertheless.
     pub whole: bool,
     /// Whether scales are powers of two, rounded up.
     pub powers: bool,
-    /// The format of scales: F32 or BF16.
+    /// The format of scales of 8-bit floats: F32 or BF16.
     pub scales: FloatType,
 }
 
@@ -46,16 +62,67 @@ pub struct Coding {
 }
 
 impl Encoding {
-    /// The format of codes.
+    /// The format of codes of 8 bits.
     pub const CODES: FloatType = FloatType::F8E4m3;
 
-    /// How many bands there are: rows of one matrix whose blocks lie side by side.
+    /// Matrices as MXFP4; rows are a multiple of 32.
+    pub fn mxfp4(matrices: usize, rows: usize, columns: usize) -> Self {
+        Self {
+            rows,
+            columns,
+            matrices,
+            format: CodeFormat::Mxfp4,
+            block: [GROUP, 1],
+            whole: false,
+            powers: true,
+            scales: FloatType::F32,
+        }
+    }
+
+    /// The dtype of codes.
+    pub fn code_dtype(&self) -> Dtype {
+        match self.format {
+            CodeFormat::Fp8 => Self::CODES.dtype(),
+            CodeFormat::Mxfp4 => Dtype::U8,
+        }
+    }
+
+    /// The dtype of scales.
+    pub fn scale_dtype(&self) -> Dtype {
+        match self.format {
+            CodeFormat::Fp8 => self.scales.dtype(),
+            CodeFormat::Mxfp4 => Dtype::U8,
+        }
+    }
+
+    /// Number of values.
+    pub fn values(&self) -> u64 {
+        self.matrices as u64 * self.rows as u64 * self.columns as u64
+    }
+
+    /// The bytes of the codes of so many values: of some bands.
+    pub fn code_bytes(&self, values: u64) -> u64 {
+        match self.format {
+            CodeFormat::Fp8 => values,
+            CodeFormat::Mxfp4 => values / 2,
+        }
+    }
+
+    /// How many bands there are: rows of one matrix whose blocks lie side by side, or a matrix where columns lie one after
+    /// the other.
     pub fn bands(&self) -> usize {
         self.matrices.saturating_mul(self.bands_of_one())
     }
 
     fn bands_of_one(&self) -> usize {
-        self.rows.div_ceil(self.block[0])
+        self.rows.div_ceil(self.rows_of_band())
+    }
+
+    fn rows_of_band(&self) -> usize {
+        match self.format {
+            CodeFormat::Fp8 => self.block[0],
+            CodeFormat::Mxfp4 => self.rows,
+        }
     }
 
     /// Blocks of a band.
@@ -65,17 +132,28 @@ impl Encoding {
 
     /// The most elements of a band.
     pub fn longest(&self) -> usize {
-        self.block[0].min(self.rows).saturating_mul(self.columns)
+        let rows = self.rows_of_band().min(self.rows);
+        rows.saturating_mul(self.columns)
     }
 
     /// The elements of some bands: those of the tensor from the first one's first to the last one's last.
     pub fn elements(&self, bands: Range<usize>) -> Range<u64> {
         let start = |band: usize| {
             let (matrix, within) = (band / self.bands_of_one(), band % self.bands_of_one());
-            let row = matrix as u64 * self.rows as u64 + (within * self.block[0]) as u64;
+            let row = matrix as u64 * self.rows as u64 + (within * self.rows_of_band()) as u64;
             row * self.columns as u64
         };
         start(bands.start)..start(bands.end)
+    }
+
+    /// The shape of the codes of a tensor of this shape, whose last two dimensions are those of a matrix.
+    pub fn code_shape(&self, shape: &[usize]) -> Vec<usize> {
+        let mut codes = shape.to_vec();
+        if let (CodeFormat::Mxfp4, [.., rows, columns]) = (self.format, codes.as_mut_slice()) {
+            (*rows, *columns) = (*columns, *rows / GROUP);
+            codes.push(GROUP / 2);
+        }
+        codes
     }
 
     /// The shape of the scales of a tensor of this shape, whose last two dimensions are those of a matrix.
@@ -83,7 +161,12 @@ impl Encoding {
         let mut scales = shape.to_vec();
         match scales.as_mut_slice() {
             _ if self.whole => return vec![1],
-            [.., rows, columns] => (*rows, *columns) = (self.bands_of_one(), self.across()),
+            [.., rows, columns] => {
+                (*rows, *columns) = match self.format {
+                    CodeFormat::Fp8 => (self.bands_of_one(), self.across()),
+                    CodeFormat::Mxfp4 => (self.columns, self.rows / GROUP),
+                }
+            }
             _ => {}
         }
         scales
@@ -91,13 +174,26 @@ impl Encoding {
 
     /// Bytes of the scales of a band.
     pub fn scale_bytes(&self) -> usize {
-        self.across() * self.scales.size()
+        match self.format {
+            CodeFormat::Fp8 => self.across() * self.scales.size(),
+            CodeFormat::Mxfp4 => self.rows / GROUP * self.columns,
+        }
     }
 
-    /// Writes the values of a band as codes, a byte each, and as [scales](Self::scale_bytes). `first` is the place of the
-    /// first value in the tensor.
+    /// The share of a part's values that become zero beyond which a far larger value is the cause. Of normally distributed
+    /// weights it is 0.001 % in FP8, and some 7 % in MXFP4.
+    pub fn flushed_above(&self) -> f64 {
+        match self.format {
+            CodeFormat::Fp8 => 0.02,
+            CodeFormat::Mxfp4 => 0.25,
+        }
+    }
+
+    /// Writes the values of a band as [codes](Self::code_bytes), and as [scales](Self::scale_bytes). `first` is the place
+    /// of the first value in the tensor.
     ///
-    /// Values that are not finite have no part in a scale. NaN becomes NaN, and so does infinity unless `saturate` is set.
+    /// Values that are not finite have no part in a scale. NaN becomes NaN, in MXFP4 with all that share its scale.
+    /// Infinity becomes NaN unless `saturate` is set; in MXFP4 it is counted as too large, and is the largest code.
     pub fn encode<R: Real>(
         &self,
         values: &[R],
@@ -106,6 +202,9 @@ impl Encoding {
         codes: &mut [u8],
         scales: &mut [u8],
     ) -> Narrowed {
+        if self.format == CodeFormat::Mxfp4 {
+            return microscaling::encode(values, self.columns, first, coding, codes, scales);
+        }
         let (width, format) = (self.block[1], Self::CODES);
         let mut of_blocks = vec![R::from_f64(coding.largest); self.across()];
         if !self.whole {
@@ -150,16 +249,43 @@ impl Encoding {
     }
 
     /// The values that the codes and scales of a band stand for; `rows` are how many the band has.
-    pub fn decoded<'a>(&self, rows: usize, codes: &'a [u8], scales: &'a [u8]) -> Scaled<'a> {
+    ///
+    /// `None` if the codes are too few.
+    pub fn decoded<'a>(
+        &self,
+        rows: usize,
+        codes: &'a [u8],
+        scales: &'a [u8],
+    ) -> Option<Box<dyn Elements + 'a>> {
+        if self.format == CodeFormat::Mxfp4 {
+            let pitch = rows as u64 * 4;
+            let groups = (rows / GROUP) as u64;
+            let shape = [1, rows, self.columns];
+            return Some(Box::new(Coded {
+                codes: Codes::new(codes, 4, Packing::Columns { pitch }, shape)?,
+                meaning: Meaning::Table(&E2M1),
+                scales: Box::new(Powers(scales)),
+                grid: Grid {
+                    height: GROUP as u64,
+                    width: 1,
+                    row_step: 1,
+                    column_step: groups,
+                    matrix_step: self.columns as u64 * groups,
+                },
+                zeros: None,
+                groups: None,
+                format: FloatType::F32,
+            }));
+        }
         let stored = |bytes, format| Box::new(Stored { bytes, format });
-        Scaled {
+        Some(Box::new(Scaled {
             values: stored(codes, Self::CODES),
             scales: stored(scales, self.scales),
             rows,
             columns: self.columns,
             block: self.block,
             format: Self::CODES,
-        }
+        }))
     }
 
     /// The scale of a block by its largest finite magnitude: never zero, subnormal or infinite.
@@ -190,12 +316,10 @@ pub struct EncodingError {
     pub flushed: f64,
 }
 
-/// The least share of a part's values that became zero which counts. Of normally distributed weights it is 0.001 %.
-const FLUSHED: f64 = 0.02;
-
 impl EncodingError {
-    /// Of some values: as they were computed, and as they were written.
-    pub fn measure<R: Real>(meant: &[R], written: &[R]) -> Self {
+    /// Of some values: as they were computed, and as they were written. If more than the share `flushed_above` of them
+    /// became zero, that is told.
+    pub fn measure<R: Real>(meant: &[R], written: &[R], flushed_above: f64) -> Self {
         let mut sum = Self::default();
         let (mut nonzero, mut zero) = (0.0, 0.0);
         for (meant, written) in meant.iter().zip(written) {
@@ -209,7 +333,7 @@ impl EncodingError {
             }
         }
         sum.parts = 1.0;
-        sum.flushed = f64::from(zero > FLUSHED * nonzero);
+        sum.flushed = f64::from(zero > flushed_above * nonzero);
         sum
     }
 
@@ -281,13 +405,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Fill;
 
     fn encoding(rows: usize, columns: usize, block: [usize; 2], powers: bool) -> Encoding {
         Encoding {
             rows,
             columns,
             matrices: 1,
+            format: CodeFormat::Fp8,
             block,
             whole: false,
             powers,
@@ -419,10 +543,9 @@ mod tests {
             .flat_map(|scale| scale.to_le_bytes())
             .collect();
         let mut back = [0f32; 8];
-        encoding
-            .decoded(2, &codes, &bytes)
-            .fill(0, &mut back)
-            .unwrap();
+        let decoded = encoding.decoded(2, &codes, &bytes).unwrap();
+        Real::fill(decoded.as_ref(), 0, &mut back).unwrap();
+        drop(decoded);
         assert_eq!(back, [896.0, 2.0, 0.0, 0.0, -3.0, 2f32.powi(-8), 0.0, -0.0]);
         assert_eq!(
             written(encoding, &back, false),

@@ -26,9 +26,17 @@ impl RoundingKey {
     ///
     /// NaN and magnitudes from the largest value of the format on stay as they are.
     pub fn round<R: Real>(self, format: FloatType, first: u64, values: &mut [R]) {
-        let Some(grid) = Grid::new(format) else {
-            return;
-        };
+        if let Some(grid) = Grid::new(format) {
+            self.round_on(grid, first, values);
+        }
+    }
+
+    /// The same for the 4-bit floats of MXFP4.
+    pub(crate) fn round_to_e2m1<R: Real>(self, first: u64, values: &mut [R]) {
+        self.round_on(Grid::E2M1, first, values);
+    }
+
+    fn round_on<R: Real>(self, grid: Grid, first: u64, values: &mut [R]) {
         let mut draws = [0; STRIP];
         let firsts = (first..).step_by(STRIP);
         for (values, first) in values.chunks_mut(STRIP).zip(firsts) {
@@ -50,6 +58,12 @@ struct Grid {
 }
 
 impl Grid {
+    const E2M1: Grid = Grid {
+        mantissa: 1,
+        least: 1023,
+        largest: 6.0,
+    };
+
     /// The grid of a format; `None` for `F64`, which holds every value that is computed.
     fn new(format: FloatType) -> Option<Self> {
         let (mantissa, least): (u64, i64) = match format {

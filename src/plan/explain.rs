@@ -16,6 +16,7 @@ use super::{
 use checkpoint::{Adapter, AppliedAdapter, Checkpoint};
 use errors::printable;
 use methods::{ParamValue, TensorParams};
+use numeric::CodeFormat;
 use recipe::Rounding;
 
 /// How much of a plan is shown.
@@ -447,6 +448,9 @@ pub fn operation_text(tensor: &PlannedTensor) -> String {
                 .collect();
             let encoded = match tensor.encoding {
                 None => String::new(),
+                Some(encoding) if encoding.format == CodeFormat::Mxfp4 => {
+                    ", to MXFP4 with a scale for each 32 rows of a column".to_owned()
+                }
                 Some(encoding) if encoding.whole => ", to FP8 with one scale".to_owned(),
                 Some(encoding) if encoding.block == [1, encoding.columns] => {
                     ", to FP8 with a scale for each row".to_owned()

@@ -94,6 +94,14 @@ impl PlannedTensor {
         self.shape.iter().map(|&dim| dim as u64).product()
     }
 
+    /// Number of values that are computed: codes may hold two of them in an element.
+    pub fn values(&self) -> u64 {
+        match &self.encoding {
+            None => self.elements(),
+            Some(encoding) => encoding.values(),
+        }
+    }
+
     /// Number of bytes of its values.
     pub fn bytes(&self) -> u64 {
         self.elements() * self.dtype.bitsize() as u64 / 8

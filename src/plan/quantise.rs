@@ -15,7 +15,7 @@ use super::problems::{Problems, count, some_of};
 use super::views::View;
 use architecture::{WeightOrder, is_router, linear_weight};
 use checkpoint::{Checkpoint, Dtype, EncodedTensor, ModelConfig, is_comfy_marker};
-use numeric::{Encoding, FloatType};
+use numeric::{CodeFormat, Encoding, FloatType};
 use recipe::{Located, Quantization, Recipe};
 
 /// Rows and columns that share a scale, as DeepSeek's models have it.
@@ -49,8 +49,10 @@ pub struct Quantized {
 struct Scheme<'a> {
     asked: &'a Located<Quantization>,
     models: &'a Models,
-    /// How values are encoded; `None` if there are only codes to keep.
+    /// How values are encoded as FP8, if they are.
     fp8: Option<Fp8>,
+    /// Whether experts are encoded as gpt-oss has them. If neither, there are only codes to keep.
+    mxfp4: bool,
     /// What the donor's config says of its codes.
     of_donor: Option<&'a Value>,
     /// Whether the donor holds a [diffusion model](DIFFUSION) beside others.
@@ -148,6 +150,10 @@ pub(super) fn apply(
                     scheme.scales_of(&tensor.name),
                     scheme.said_beside(&tensor.name),
                 );
+                let tensor = PlannedTensor {
+                    name: scheme.codes_of(&tensor.name),
+                    ..tensor
+                };
                 tensors.extend(encoded(tensor, encoding, name, scheme.shape_of_one()));
                 tensors.extend(beside);
             }
@@ -168,6 +174,8 @@ pub(super) fn apply(
             match asked.value {
                 Quantization::Fp8Block =>
                     format!(", with sides that are multiples of {}", BLOCK[0]),
+                Quantization::Mxfp4 =>
+                    ", that of experts of gpt-oss with a multiple of 32 inputs".to_owned(),
                 _ => String::new(),
             }
         );
@@ -223,6 +231,19 @@ impl<'a> Scheme<'a> {
             Quantization::Fp8Channel => Some(Fp8::of(Shared::Row, Spelling::Compressed)),
             Quantization::Fp8Tensor => Some(Fp8::of(Shared::Tensor, Spelling::Compressed)),
             Quantization::ComfyFp8 => Some(Fp8::of(Shared::Tensor, Spelling::Comfy)),
+            Quantization::Mxfp4 => {
+                let kind = donor
+                    .config()
+                    .and_then(|config| config.get_str("model_type"));
+                if kind != Some("gpt_oss") {
+                    let message = format!(
+                        "`quantization: mxfp4` is how gpt-oss stores experts, and `{}` is no gpt_oss by its config",
+                        donor.label()
+                    );
+                    return refuse(message, "name another scheme: `quantization: fp8_block`");
+                }
+                None
+            }
             Quantization::Keep => {
                 if of_donor.is_none() && !is_comfy {
                     let message = format!(
@@ -246,10 +267,16 @@ impl<'a> Scheme<'a> {
                 as_donor
             }
         };
+        let said = of_donor.and_then(|said| said.get("quant_method")?.as_str());
+        let mxfp4 = match asked.value {
+            Quantization::Keep => said == Some("mxfp4"),
+            other => other == Quantization::Mxfp4,
+        };
         Some(Self {
             asked,
             models,
             fp8,
+            mxfp4,
             of_donor,
             has_diffusion: (donor.tensors().iter()).any(|entry| entry.name.starts_with(DIFFUSION)),
         })
@@ -330,6 +357,7 @@ impl<'a> Scheme<'a> {
                     .or_else(|| donor.find(&tensor.name));
                 match own {
                     Some(own) => donor.encoded(own).is_some(),
+                    None if self.mxfp4 => of_sources() || is_expert(tensor, config),
                     None if self.is_comfy() => of_sources() || self.is_comfy_matrix(tensor),
                     None => of_sources() || is_matrix(tensor, config),
                 }
@@ -343,6 +371,7 @@ impl<'a> Scheme<'a> {
                 tensor.shape.len() == 2 && is_matrix(tensor, config)
             }
             Quantization::ComfyFp8 => self.is_comfy_matrix(tensor),
+            Quantization::Mxfp4 => is_expert(tensor, config),
         }
     }
 
@@ -389,6 +418,7 @@ impl<'a> Scheme<'a> {
                 (None, None) => is_same,
                 _ => false,
             },
+            Quantization::Mxfp4 => stored.is_mxfp4,
             _ => is_same,
         }
     }
@@ -396,8 +426,18 @@ impl<'a> Scheme<'a> {
     /// How a tensor that is computed is encoded; else how it is stored in words, if that is not written.
     fn encoding(&self, tensor: &PlannedTensor) -> Result<Encoding, String> {
         let stored = tensor.sources.iter().find_map(|source| self.stored(source));
-        let is_other = self.asked.value == Quantization::Keep
-            && stored.as_ref().is_some_and(|stored| !stored.is_fp8);
+        let is_written = |stored: &EncodedTensor<'_>| match self.mxfp4 {
+            true => stored.is_mxfp4,
+            false => stored.is_fp8,
+        };
+        let is_other =
+            self.asked.value == Quantization::Keep && !stored.as_ref().is_none_or(is_written);
+        if let (true, &[experts, rows, columns], false) =
+            (self.mxfp4, tensor.shape.as_slice(), is_other)
+            && rows % 32 == 0
+        {
+            return Ok(Encoding::mxfp4(experts, rows, columns));
+        }
         let (Some(fp8), [matrices @ .., rows, columns], false) =
             (self.fp8, tensor.shape.as_slice(), is_other)
         else {
@@ -412,6 +452,7 @@ impl<'a> Scheme<'a> {
             rows: *rows,
             columns: *columns,
             matrices: matrices.iter().product(),
+            format: CodeFormat::Fp8,
             block,
             whole: fp8.shared == Shared::Tensor,
             powers: fp8.powers,
@@ -441,8 +482,19 @@ impl<'a> Scheme<'a> {
         is_linear && is_in_block && !is_elsewhere && !parts[..at].iter().any(is_tower)
     }
 
+    /// What the codes of a tensor are called.
+    fn codes_of(&self, name: &str) -> String {
+        match self.mxfp4 {
+            true => format!("{name}_blocks"),
+            false => name.to_owned(),
+        }
+    }
+
     /// What the scales of a tensor are called.
     fn scales_of(&self, name: &str) -> String {
+        if self.mxfp4 {
+            return format!("{name}_scales");
+        }
         match self.fp8.map(|fp8| fp8.spelling) {
             Some(Spelling::Compressed | Spelling::Comfy) => format!("{name}_scale"),
             Some(Spelling::ComfyMarked) => format!("{}.scale_weight", module(name)),
@@ -494,6 +546,15 @@ impl<'a> Scheme<'a> {
         let strategy = match self.asked.value {
             Quantization::Fp8Channel => "channel",
             Quantization::Fp8Tensor => "tensor",
+            Quantization::Mxfp4 => {
+                let plain = [
+                    "model.layers.*.self_attn",
+                    "model.layers.*.mlp.router",
+                    "model.embed_tokens",
+                    "lm_head",
+                ];
+                return json!({"modules_to_not_convert": plain, "quant_method": "mxfp4"});
+            }
             Quantization::Fp8Block | Quantization::Keep | Quantization::ComfyFp8 => {
                 return json!({
                     "activation_scheme": "dynamic",
@@ -721,6 +782,13 @@ fn is_matrix(tensor: &PlannedTensor, config: Option<&Value>) -> bool {
     order == Some(WeightOrder::OutIn) && is_numbered && !is_tower && !is_router(name)
 }
 
+/// Whether a tensor holds the matrices of gpt-oss's experts: a row for each input.
+fn is_expert(tensor: &PlannedTensor, config: Option<&Value>) -> bool {
+    let order = linear_weight(&tensor.name, &tensor.shape, config);
+    let is_whole = matches!(tensor.shape.as_slice(), [_, rows, _] if rows % 32 == 0);
+    is_whole && order == Some(WeightOrder::InOut)
+}
+
 /// The module of a matrix: `model.layers.0.mlp.up_proj`.
 fn module(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(module, _)| module)
@@ -741,10 +809,11 @@ fn encoded(
     if matches!(tensor.operation, Operation::Copy) {
         tensor.operation = Operation::convert();
     }
-    tensor.dtype = Encoding::CODES.dtype();
+    tensor.dtype = encoding.code_dtype();
     tensor.encoding = Some(encoding);
     let shape = shape.unwrap_or_else(|| encoding.scale_shape(&tensor.shape));
-    let dtype = encoding.scales.dtype();
+    let dtype = encoding.scale_dtype();
+    tensor.shape = encoding.code_shape(&tensor.shape);
     let scales = PlannedTensor::plain(name, dtype, shape, Vec::new(), Operation::Scales);
     [tensor, scales]
 }

@@ -18,16 +18,19 @@ pub enum Quantization {
     Fp8Tensor,
     /// The same as ComfyUI reads it: tensors beside the weights say so, no config.
     ComfyFp8,
+    /// 4-bit floats with a scale for each 32: the experts of gpt-oss.
+    Mxfp4,
 }
 
 /// The names in recipes; `none` stands for plain floats.
-const NAMES: [(&str, Option<Quantization>); 6] = [
+const NAMES: [(&str, Option<Quantization>); 7] = [
     ("none", None),
     ("keep", Some(Quantization::Keep)),
     ("fp8_block", Some(Quantization::Fp8Block)),
     ("fp8_channel", Some(Quantization::Fp8Channel)),
     ("fp8_tensor", Some(Quantization::Fp8Tensor)),
     ("comfy_fp8", Some(Quantization::ComfyFp8)),
+    ("mxfp4", Some(Quantization::Mxfp4)),
 ];
 
 impl Quantization {

@@ -265,7 +265,7 @@ fn computation<'a>(
         },
         Operation::Compute { program, .. } => engine::Work::Compute {
             sources: sources(plan, tensor)?,
-            elements: tensor.elements(),
+            elements: tensor.values(),
             program: program.as_ref(),
             target,
         },

@@ -52,6 +52,7 @@ mod pages;
 mod pipelines;
 mod quantised;
 mod quantised_comfy;
+mod quantised_experts;
 mod quantised_outputs;
 mod recipes;
 mod refusals;

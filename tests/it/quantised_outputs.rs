@@ -6,7 +6,7 @@ use std::fs;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use weldment::checkpoint::{Checkpoint, Location};
-use weldment::numeric::{Coding, Encoding, FloatType};
+use weldment::numeric::{CodeFormat, Coding, Encoding, FloatType};
 use weldment::run;
 
 use crate::destination::planned;
@@ -118,6 +118,7 @@ fn of_blocks(shape: &[usize]) -> Encoding {
         rows: shape[0],
         columns: shape[1],
         matrices: 1,
+        format: CodeFormat::Fp8,
         block: [128, 128],
         whole: false,
         powers: false,

@@ -10,14 +10,9 @@ use super::super::remote::RemotePlace;
 use super::super::shard::Shard;
 use super::super::source::{EncodedTensor, StoredPart, TensorEntry, TensorSource};
 use numeric::{
-    Coded, Codes, Constant, Elements, FloatType, Grid, Meaning, Packing, Powers, Quotient, Scaled,
-    Shifted, Zeros,
+    Coded, Codes, Constant, E2M1, Elements, FloatType, Grid, Meaning, Packing, Powers, Quotient,
+    Scaled, Shifted, Zeros,
 };
-
-/// The numbers that the 16 codes of E2M1 stand for: OCP Microscaling Formats 1.0, 5.3.3.
-const E2M1: [f32; 16] = [
-    0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0,
-];
 
 /// A tensor of values, and the stored tensors that it is made of, each by its number.
 #[derive(Debug)]
@@ -339,6 +334,7 @@ impl TensorSource for Dequantised {
             name: &self.entries[index].name,
             scheme,
             is_fp8: self.is_fp8(storage),
+            is_mxfp4: is_mxfp4(storage),
             parts: tensors.into_iter().map(part).collect(),
         })
     }
@@ -376,6 +372,22 @@ impl TensorSource for Dequantised {
             Storage::Coded(_) => {}
         }
     }
+}
+
+/// Whether it is MXFP4 by columns.
+fn is_mxfp4(storage: &Storage) -> bool {
+    let Storage::Coded(coded) = storage else {
+        return false;
+    };
+    let CodedTensor {
+        codes,
+        scales,
+        grid,
+        ..
+    } = coded.as_ref();
+    let by_columns = matches!(codes.packing, Packing::Columns { .. });
+    let are_powers = matches!(scales, Scales::Powers(_)) && (grid.height, grid.width) == (32, 1);
+    by_columns && are_powers && matches!(codes.meaning, Stands::E2m1)
 }
 
 /// The dtypes of 8-bit floats.
