@@ -28,6 +28,7 @@ FAMILIES = {
     "qwen3": (transformers.Qwen3Config, SIZES),
     "llama, tied": (transformers.LlamaConfig, {**SIZES, "tie_word_embeddings": True}),
     "qwen3_moe": (transformers.Qwen3MoeConfig, {**SIZES, **MIXTURE}),
+    "gpt_oss": (transformers.GptOssConfig, {**SIZES, "num_local_experts": 3, "num_experts_per_tok": 2}),
 }
 
 
@@ -185,6 +186,51 @@ def comfy(arguments, work):
     return f"{len(scales)} weights, two spellings"
 
 
+def pack(experts):
+    """Codes and scales of experts `[experts, in, out]`, by OCP Microscaling Formats 1.0, 6.3, of the float4 of its numbers."""
+    grouped = experts.double().transpose(1, 2).unflatten(-1, (-1, 32))
+    largest = grouped.abs().amax(-1)
+    exponent = torch.where(largest > 0, torch.floor(torch.log2(largest)) - 2, 0.0).clamp(-127, 127)
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)
+    apart = (torch.ldexp(grouped, -exponent.unsqueeze(-1)).abs().unsqueeze(-1) - values).abs()
+    # Of two that are as near, the even one.
+    nearest = apart == apart.amin(-1, keepdim=True)
+    order = torch.arange(8) + 100 * (torch.arange(8) % 2)
+    codes = torch.where(nearest, order, 1000).argmin(-1) + 8 * torch.signbit(grouped)
+    codes = codes.to(torch.uint8)
+    return codes[..., 0::2] | codes[..., 1::2] << 4, (exponent + 127).to(torch.uint8)
+
+
+def mxfp4(arguments, work):
+    """The experts of gpt-oss."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    linear = "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n"
+    plain = tensors(weld(arguments, work, "plain", linear + "out_dtype: float32\n"))
+    out = weld(arguments, work, "out", linear + "quantization: mxfp4\n")
+
+    def is_as_expected(folder, plain):
+        back = weld(arguments, work, "back", f"merge_method: passthrough\nmodels: [{{model: {folder.name}}}]\n")
+        codes, decoded = tensors(folder), tensors(back)
+        stacks = [name.removesuffix("_blocks") for name in codes if name.endswith("_blocks")]
+        for name in stacks:
+            blocks, scales = pack(plain[name])
+            assert torch.equal(codes[f"{name}_blocks"], blocks), name
+            assert torch.equal(codes[f"{name}_scales"], scales), name
+            read = convert_moe_packed_tensors(codes[f"{name}_blocks"], codes[f"{name}_scales"], dtype=torch.bfloat16)
+            assert torch.equal(read, decoded[name]), name
+        assert stacks and torch.equal(logits(folder), logits(back))
+        return len(stacks)
+
+    count = is_as_expected(out, plain)
+    shutil.rmtree(work / "base", ignore_errors=True)
+    shutil.copytree(out, work / "base")
+    mixed = linear.replace("model: a", "model: base")
+    plain = tensors(weld(arguments, work, "plain", mixed + "out_dtype: float32\n"))
+    is_as_expected(weld(arguments, work, "kept", mixed + "quantization: keep\n"), plain)
+    return f"{count} weights, and a base that keeps its scheme"
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--weld", required=True, type=lambda path: str(pathlib.Path(path).resolve()))
@@ -195,6 +241,9 @@ def main():
         work.mkdir(parents=True, exist_ok=True)
         for seed, name in enumerate(["a", "b"]):
             save(work / name, config(**sizes), seed)
+        if family == "gpt_oss":
+            print(f"{family}: mxfp4: {mxfp4(arguments, work)}")
+            continue
         print(f"{family}: fp8_block: {fp8_block(arguments, work)}")
         print(f"{family}: comfy_fp8: {comfy(arguments, work)}")
         # transformers fuses the experts of mixtures, which compressed-tensors does not know.
