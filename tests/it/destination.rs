@@ -24,6 +24,7 @@ use weldment::run::{self, LOCK_FILE, RunError, RunOptions, Summary};
 
 use crate::fixtures::{Bench, files, load};
 use crate::sources::Silent;
+use crate::{quantised_comfy, quantised_experts, quantised_outputs};
 
 const LINEAR: &str =
     "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n";
@@ -134,7 +135,11 @@ pub(crate) fn planned(bench: &Bench, shard_size: u64) -> Plan {
 /// program: such a run is tried again.
 fn run_to(plan: &Plan, destination: &dyn Destination) -> Result<Summary, RunError> {
     for _ in 0..1000 {
-        match run::run(plan, destination, RunOptions::default(), &at(|_| false)) {
+        let options = RunOptions {
+            look: Some(&|_| Ok(())),
+            ..RunOptions::default()
+        };
+        match run::run(plan, destination, options, &at(|_| false)) {
             Err(RunError::OutputLocked { .. }) => std::thread::sleep(Duration::from_millis(10)),
             done => return done,
         }
@@ -373,6 +378,41 @@ fn every_step_of_an_assembly_fails_once() {
     let plan = planned(&bench, 20_000);
     let failed = Job::of(plan, bench, false, false).fail_each_step();
     assert!(failed.len() > 20);
+}
+
+/// Codes, their scales, what says how they are stored, and bytes that are kept: each lies in a weight file of its own run of
+/// writes.
+#[test]
+fn every_step_of_a_merge_with_quantised_weights_fails_once() {
+    let whole = || quantised_outputs::bench(quantised_outputs::WHOLE);
+    let mixed = "merge_method: linear\nmodels:\n\
+        - {model: a8, parameters: {weight: [{filter: experts, value: 1}, {value: 0.5}]}}\n\
+        - {model: b8, parameters: {weight: [{filter: experts, value: 0}, {value: 0.5}]}}\n";
+    for (bench, recipe, key, shard) in [
+        (whole(), quantised_outputs::LINEAR, "fp8_block", 150_000),
+        (whole(), mixed, "keep", 150_000),
+        (
+            quantised_comfy::bench(""),
+            quantised_comfy::LINEAR,
+            "comfy_fp8",
+            6_000,
+        ),
+        (
+            quantised_experts::bench(),
+            quantised_outputs::LINEAR,
+            "mxfp4",
+            20_000,
+        ),
+    ] {
+        bench.recipe(&quantised_outputs::with(
+            recipe,
+            &format!("quantization: {key}"),
+        ));
+        let job = Job::of(planned(&bench, shard), bench, false, false);
+        let failed = job.fail_each_step();
+        let writes = failed.iter().filter(|step| **step == Step::Write).count();
+        assert!(writes > job.plan.tensors.len(), "{key}: {writes}");
+    }
 }
 
 #[test]

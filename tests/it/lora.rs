@@ -219,6 +219,55 @@ fn several_adapters_lie_on_one_model_each_with_its_weight() {
     assert_ne!(outcome.code, Some(0), "{}", outcome.stdout);
 }
 
+#[test]
+fn a_weight_with_an_exponent_is_refused_with_the_digits_to_write() {
+    let bench = Bench::new();
+    bench.llama("a", 1, Dtype::F32);
+    adapter(&bench, "lora", 1, 1.0, json!({}), vec![]);
+    for (written, remedy) in [("1e-3", "lora@0.001"), ("-2.5E1", "lora@-25")] {
+        let recipe =
+            |model: &str| format!("merge_method: passthrough\nmodels: [{{model: {model}}}]\n");
+        let message = bench.refused(&recipe(&format!("a+lora@{written}")), &[]);
+        let hint = format!("write the weight in plain digits: `{remedy}`");
+        assert!(
+            message.contains(&hint) && message.contains("recipe.yml:2:"),
+            "{message}"
+        );
+        bench.merge(&recipe(&format!("a+{remedy}")), &[]);
+        fs::remove_dir_all(bench.path("out")).unwrap();
+    }
+}
+
+#[test]
+fn models_are_the_same_by_the_weights_of_their_adapters_too() {
+    let bench = Bench::new();
+    bench.llama("a", 1, Dtype::F32);
+    adapter(&bench, "lora", 1, 1.0, json!({}), vec![]);
+    for (models, same) in [
+        (["a+lora@0.5", "a+lora@0.25"], false),
+        (["a+lora", "a+lora@0.25"], false),
+        (["a+lora@0.5", "./a+lora@0.50"], true),
+        (["a+lora", "a+lora@1.0"], true),
+        (["a", "./a"], true),
+        (["a", "a+lora"], false),
+    ] {
+        let [one, other] = models;
+        bench.recipe(&format!(
+            "merge_method: linear\nmodels: [{{model: {one}}}, {{model: {other}}}]\nparameters: {{weight: 0.5}}\n"
+        ));
+        let plan = bench.weld(&["plan", "recipe.yml"]);
+        assert_eq!(plan.code, Some(0), "{}", plan.stderr);
+        let said = plan.stdout + &plan.stderr;
+        let note = format!("`{one}` and `{other}` are the same model");
+        assert_eq!(said.contains(&note), same, "{models:?}: {said}");
+        assert_eq!(
+            said.contains("are the same model"),
+            same,
+            "{models:?}: {said}"
+        );
+    }
+}
+
 /// Models with tensors of several blocks, and adapters whose rows do not end where blocks do.
 fn large(dtype: Dtype) -> Bench {
     let bench = Bench::new();

@@ -9,7 +9,7 @@ use weldment::numeric::FloatType;
 use crate::fixtures::{Bench, Loaded, Spec, by_name, floats, noise};
 use crate::quantised_outputs::with;
 
-const LINEAR: &str = "merge_method: linear\nmodels: [{model: a.safetensors}, {model: b.safetensors}]\nparameters: {weight: 0.5}\n";
+pub(crate) const LINEAR: &str = "merge_method: linear\nmodels: [{model: a.safetensors}, {model: b.safetensors}]\nparameters: {weight: 0.5}\n";
 const FORMAT: &str = r#"{"format": "float8_e4m3fn"}"#;
 
 /// The weights that are encoded.
@@ -46,7 +46,7 @@ fn flux(seed: u64, prefix: &str) -> Vec<Spec> {
         .collect()
 }
 
-fn bench(prefix: &str) -> Bench {
+pub(crate) fn bench(prefix: &str) -> Bench {
     let bench = Bench::new();
     bench.tensors("a.safetensors", &flux(1, prefix));
     bench.tensors("b.safetensors", &flux(2, prefix));

@@ -99,7 +99,7 @@ fn shape_of(name: &str) -> Option<[usize; 3]> {
     stack.map(|(_, shape)| *shape)
 }
 
-fn bench() -> Bench {
+pub(crate) fn bench() -> Bench {
     let bench = Bench::new();
     for (name, seed) in [("a", 1), ("b", 2)] {
         bench.model(name, &config(json!({})), &model(seed));
