@@ -333,13 +333,31 @@ impl Checkpoint {
     pub fn laid_as(&self, other: &Checkpoint) -> Option<Checkpoint> {
         let kind = other.config.as_ref().and_then(|config| config.model_type());
         let source = Relaid::find(&self.source, self.config.as_ref(), other.tensors(), kind)?;
+        Some(self.relaid(source))
+    }
+
+    /// Whether its experts lie in two tensors for each layer; `None` if it has none that are known.
+    pub fn has_fused_experts(&self) -> Option<bool> {
+        let kind = self.config.as_ref().and_then(ModelConfig::model_type);
+        Relaid::is_fused(self.tensors(), kind)
+    }
+
+    /// The same mixture with its experts in two tensors for each layer, or each by itself; `None` if it has them so
+    /// already, or cannot have.
+    pub fn with_experts(&self, fused: bool) -> Option<Checkpoint> {
+        let kind = self.config.as_ref().and_then(ModelConfig::model_type);
+        let source = Relaid::with_experts(&self.source, self.config.as_ref(), fused, kind)?;
+        Some(self.relaid(source))
+    }
+
+    fn relaid(&self, source: Relaid) -> Checkpoint {
         let names = source.entries().iter().map(|entry| entry.name.clone());
-        Some(Checkpoint {
+        Checkpoint {
             by_name: names.zip(0..).collect(),
             source: Arc::new(source),
             adapters: Vec::new(),
             ..self.clone()
-        })
+        }
     }
 
     /// How many input channels the first convolution has, if the model is a UNet of Stable Diffusion by itself or in a

@@ -66,12 +66,37 @@ impl Relaid {
         other: &[TensorEntry],
         model_type: Option<&str>,
     ) -> Option<Relaid> {
+        let to = layout(other, &expert_layouts(model_type))?;
+        Relaid::to(base, config, to, model_type)
+    }
+
+    /// The source, a model of this type, with its experts fused or each by itself; `None` if they are, or if they are not
+    /// complete and alike.
+    pub(super) fn with_experts(
+        base: &Arc<dyn TensorSource>,
+        config: Option<&ModelConfig>,
+        fused: bool,
+        model_type: Option<&str>,
+    ) -> Option<Relaid> {
+        let to = if fused { Layout::Fused } else { Layout::Each };
+        Relaid::to(base, config, to, model_type)
+    }
+
+    /// Whether a model of this type has experts that are fused; `None` if it has none.
+    pub(super) fn is_fused(entries: &[TensorEntry], model_type: Option<&str>) -> Option<bool> {
+        let layout = layout(entries, &expert_layouts(model_type))?;
+        Some(layout == Layout::Fused)
+    }
+
+    fn to(
+        base: &Arc<dyn TensorSource>,
+        config: Option<&ModelConfig>,
+        to: Layout,
+        model_type: Option<&str>,
+    ) -> Option<Relaid> {
         let layouts = expert_layouts(model_type);
-        let names = |entries: &[TensorEntry]| -> Option<Layout> {
-            Layout::of(entries.iter().map(|entry| entry.name.as_str()), &layouts)
-        };
         let entries = base.entries();
-        let (to, replaced) = match (names(entries)?, names(other)?) {
+        let (to, replaced) = match (layout(entries, &layouts)?, to) {
             (Layout::Each, Layout::Fused) => (layouts.fused, fused(entries, &layouts)?),
             (Layout::Fused, Layout::Each) => (layouts.each, apart(entries, config, &layouts)?),
             _ => return None,
@@ -108,6 +133,10 @@ impl Relaid {
         }
         Some(relaid)
     }
+}
+
+fn layout(entries: &[TensorEntry], layouts: &ExpertLayouts) -> Option<Layout> {
+    Layout::of(entries.iter().map(|entry| entry.name.as_str()), layouts)
 }
 
 /// What stands in the place of a tensor of the base: nothing where it is a part of what stands elsewhere.

@@ -130,7 +130,13 @@ impl PlanArguments {
 
     /// Reads the recipe of a merge, with the values of `--set`.
     pub(super) fn merge(&self) -> Result<Recipe, Failure> {
+        self.merge_with(&[])
+    }
+
+    /// The same, with values that other options set.
+    pub(super) fn merge_with(&self, more: &[Assignment]) -> Result<Recipe, Failure> {
         let text = self.set.text(&self.recipe)?;
+        let text = recipe::assign(&self.name(), &text, more)?;
         Ok(recipe::parse_with_registry(&self.name(), &text)?)
     }
 

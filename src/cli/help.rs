@@ -81,7 +81,10 @@ const OPTIONS: [(&str, &[&str]); 9] = [
         &["signature", "attestation", "key", "recompute"],
     ),
     ("Report", &["outputs", "policy", "strict"]),
-    ("Mixtures of experts", &["inexact", "fused", "check"]),
+    (
+        "Mixtures of experts",
+        &["inexact", "fused", "per_expert", "check"],
+    ),
     ("GGUF file", &["gguf", "gguf_type", "pre_tokenizer"]),
     ("Resources", &["threads", "memory"]),
 ];

@@ -22,6 +22,7 @@ use audit::check::check_written;
 use checkpoint::Checkpoint;
 use errors::printable;
 use plan::Plan;
+use recipe::Assignment;
 use run::{self, Look, RunOptions, Summary, input_places};
 
 /// Merge models by a recipe and write a checkpoint folder
@@ -37,6 +38,34 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     scratch: Scratch,
+
+    #[command(flatten)]
+    layout: Layout,
+}
+
+/// The layout of experts, as the recipe's key has it.
+#[derive(Args)]
+struct Layout {
+    /// Mixtures of experts: write all experts of a layer as two tensors, as transformers 5 holds them in memory;
+    /// short for `--set expert_layout=fused`
+    #[arg(long, conflicts_with = "per_expert")]
+    fused: bool,
+
+    /// Mixtures of experts: write each expert by itself, as models on the Hub have them; short for `--set
+    /// expert_layout=per_expert`
+    #[arg(long)]
+    per_expert: bool,
+}
+
+impl Layout {
+    fn asked(&self) -> Option<Assignment> {
+        let value = match (self.fused, self.per_expert) {
+            (true, _) => "fused",
+            (_, true) => "per_expert",
+            _ => return None,
+        };
+        Assignment::new("expert_layout", value).ok()
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -48,7 +77,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// Merges; what was written is returned as JSON.
 pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
     arguments.plan.say_mergekit(|note| caller.say(note));
-    let recipe = arguments.plan.merge()?;
+    let recipe = arguments
+        .plan
+        .merge_with(arguments.layout.asked().as_slice())?;
     if recipe.output.is_some() {
         arguments.scratch.refuse("an adapter")?;
         return merge_adapter::write(&arguments.plan, &arguments.output, recipe, caller);

@@ -360,6 +360,10 @@ fn refuse_files_of_a_result(document: &Recipe, problems: &mut Problems) {
             "quantization",
             document.quantization.as_ref().map(|key| key.at),
         ),
+        (
+            "expert_layout",
+            document.expert_layout.as_ref().map(|key| key.at),
+        ),
     ];
     for (key, at) in asked {
         if at.is_some() {

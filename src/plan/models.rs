@@ -10,7 +10,7 @@ use super::problems::{Problems, some_of};
 use super::results::{MergeResult, Results};
 use super::statistics;
 use checkpoint::{Checkpoint, ModelRef, Resolver, Sidecar, SidecarKind, Statistics};
-use recipe::{Located, Position, Recipe, Tokenizer, VocabularySource};
+use recipe::{ExpertLayout, Located, Position, Quantization, Recipe, Tokenizer, VocabularySource};
 
 /// The models of a recipe, opened.
 #[derive(Default, Clone)]
@@ -126,6 +126,9 @@ pub(super) fn open(
         .or(of_key)
         .and_then(|model| models.index(model))
         .unwrap_or(models.donor);
+    if let Some(asked) = &recipe.expert_layout {
+        models.lay_experts(recipe, asked, problems)?;
+    }
     models.lay_experts_alike();
     if ADD_TASK_VECTORS.contains(&recipe.method.name) {
         models.widen_unets();
@@ -220,6 +223,63 @@ impl Models {
                 *model = Arc::new(wider);
             }
         }
+    }
+
+    /// Gives the donor the layout of experts that the recipe asks for. `None` if it cannot have it.
+    fn lay_experts(
+        &mut self,
+        recipe: &Recipe,
+        asked: &Located<ExpertLayout>,
+        problems: &mut Problems,
+    ) -> Option<()> {
+        let donor = &self.checkpoints[self.donor];
+        let (label, name) = (donor.label(), asked.value.name());
+        let fused = asked.value == ExpertLayout::Fused;
+        let mut refuse = |why: String, hint: &str| -> Option<()> {
+            let message = format!("`expert_layout: {name}`: {why}");
+            problems.add(Some(asked.at), message, Some(hint.to_owned()));
+            None
+        };
+        if self.results.contains_key(&self.donor) {
+            let why = format!("`{label}` is the result of another document");
+            return refuse(
+                why,
+                "merge in two runs: the second may name the folder of the first",
+            );
+        }
+        if !donor.adapters().is_empty() || !donor.parts().is_empty() {
+            let why = format!("`{label}` is a model with an adapter, or one of several parts");
+            return refuse(
+                why,
+                "merge it alone first, without `expert_layout`, and name the output here",
+            );
+        }
+        match donor.has_fused_experts() {
+            None => {
+                let why = format!("`{label}` has no experts in a layout that is known");
+                return refuse(why, "leave it out");
+            }
+            Some(is_fused) if is_fused == fused => return Some(()),
+            Some(_) => {}
+        }
+        if recipe
+            .quantization
+            .as_ref()
+            .is_some_and(|asked| asked.value == Quantization::Keep)
+        {
+            let why = format!("`quantization: keep` keeps the layout of `{label}` too");
+            return refuse(why, "name a scheme, such as `quantization: fp8_block`");
+        }
+        match donor.with_experts(fused) {
+            Some(laid) => self.checkpoints[self.donor] = Arc::new(laid),
+            None => {
+                let why = format!(
+                    "the experts of `{label}` are not complete and alike, or lie by inputs"
+                );
+                return refuse(why, "leave it out");
+            }
+        }
+        Some(())
     }
 
     /// Gives every mixture the layout of the donor's experts.

@@ -26,6 +26,7 @@ pub(super) const RECIPE: Place = Place {
         "out_dtype",
         "output",
         "quantization",
+        "expert_layout",
         "rounding",
         "keep_dtype",
         "only",

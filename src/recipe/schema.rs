@@ -5,6 +5,7 @@ use std::ops::Range;
 use safetensors::Dtype;
 
 use super::exceptions::Exception;
+use super::expert_layout::ExpertLayout;
 use super::output::AdapterOutput;
 use super::problem::{Located, Position, Problem, RecipeError};
 use super::quantization::Quantization;
@@ -37,6 +38,8 @@ pub struct Recipe {
     pub output: Option<Located<AdapterOutput>>,
     /// `quantization:`: how weights are stored; none for plain floats.
     pub quantization: Option<Located<Quantization>>,
+    /// `expert_layout:`: how experts are stored; none for the layout of the model that gives the names.
+    pub expert_layout: Option<Located<ExpertLayout>>,
     /// `keep_dtype:`: whether tensors that their model needs in the dtype they are stored in keep it.
     pub keep_dtype: bool,
     /// `rounding:`.

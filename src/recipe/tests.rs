@@ -386,11 +386,11 @@ fn whole_recipes_are_refused_with_reasons() {
     r.yml:4:1: unknown key `normalize` in a recipe
       hint: `normalize` is a parameter of `linear`: put it under `parameters:`
     r.yml:5:1: unknown key `basemodel` in a recipe
-      hint: did you mean `base_model`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `statistics`, `parameters`, `dtype`, `out_dtype`, `output`, `quantization`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
+      hint: did you mean `base_model`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `statistics`, `parameters`, `dtype`, `out_dtype`, `output`, `quantization`, `expert_layout`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
     r.yml:6:1: unknown key `sources` in a recipe
       hint: `sources` is a key of a slice
     r.yml:7:1: unknown key `\u{1b}[31m` in a recipe
-      hint: the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `statistics`, `parameters`, `dtype`, `out_dtype`, `output`, `quantization`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
+      hint: the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `statistics`, `parameters`, `dtype`, `out_dtype`, `output`, `quantization`, `expert_layout`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
     ");
 }
 
@@ -629,7 +629,7 @@ parameters:
     r.yml:2:15: `ties` needs a `base_model`
       hint: add `base_model:` and the model that the others are measured from
     r.yml:3:1: unknown key `modells` in a recipe
-      hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `statistics`, `parameters`, `dtype`, `out_dtype`, `output`, `quantization`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
+      hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `statistics`, `parameters`, `dtype`, `out_dtype`, `output`, `quantization`, `expert_layout`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
     r.yml:7:7: `ties` has no parameter `wieght`
       hint: did you mean `weight`? the parameters of `ties` are `weight`, `density`, `normalize`, `rescale`
     r.yml:8:7: `normalize` has one value for a tensor, not one for each model

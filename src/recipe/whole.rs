@@ -2,6 +2,7 @@
 
 use super::contract;
 use super::exceptions::Exception;
+use super::expert_layout::ExpertLayout;
 use super::keys::{MODEL, MODULE, RECIPE, SLICE, SOURCE};
 use super::nearest::nearest;
 use super::output::AdapterOutput;
@@ -63,6 +64,7 @@ impl Walk<'_> {
             out_dtype: parts.out_dtype,
             output: parts.output,
             quantization: parts.quantization,
+            expert_layout: parts.expert_layout,
             // mergekit rounds every tensor.
             keep_dtype: parts.keep_dtype.unwrap_or(!self.recorded),
             rounding: parts.rounding,
@@ -99,6 +101,7 @@ impl Walk<'_> {
             | "out_dtype"
             | "output"
             | "quantization"
+            | "expert_layout"
             | "rounding"
             | "keep_dtype"
             | "only"
@@ -128,6 +131,7 @@ impl Walk<'_> {
             "out_dtype" => parts.out_dtype = self.dtype(entry),
             "output" => parts.output = self.output(entry),
             "quantization" => parts.quantization = self.quantization(entry),
+            "expert_layout" => parts.expert_layout = self.expert_layout(entry),
             "rounding" => parts.rounding = self.rounding(entry),
             "keep_dtype" => parts.keep_dtype = self.flag(entry),
             "parameters" => parts.parameters = self.parameters(node, Level::Recipe),
@@ -535,6 +539,7 @@ struct Parts {
     out_dtype: Option<Dtype>,
     output: Option<Located<AdapterOutput>>,
     quantization: Option<Located<Quantization>>,
+    expert_layout: Option<Located<ExpertLayout>>,
     rounding: Rounding,
     keep_dtype: Option<bool>,
     /// Which of `tokenizer` and `tokenizer_source` came first.

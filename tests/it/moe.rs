@@ -1,6 +1,7 @@
 //! Mixtures of experts: what is assembled, that it computes what its models do, and what is refused.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 
 use nalgebra::DMatrix;
@@ -1492,4 +1493,82 @@ fn mixtures_in_two_layouts_merge_in_that_of_the_base() {
     }
     // The merge is proven from the files as they are.
     bench.passes(&["verify", "out", "--full"]);
+}
+
+#[test]
+fn the_layout_of_experts_may_be_chosen() {
+    let bench = Bench::new();
+    for (name, seed) in [("a", 1), ("b", 2)] {
+        mixture_in(&bench, &format!("{name}-each"), seed, false);
+        mixture_in(&bench, &format!("{name}-fused"), seed, true);
+    }
+    let recipe = |first: &str, second: &str, key: &str| {
+        format!(
+            "merge_method: linear\nmodels: [{{model: a-{first}}}, {{model: b-{second}}}]\nparameters: {{weight: 0.5}}\n{key}"
+        )
+    };
+    let by = |option: &str| if option == "--fused" { "fused" } else { "each" };
+    for option in ["--fused", "--per-expert"] {
+        let layout = by(option);
+        let expected = by_name(&bench.merge(&recipe(layout, layout, ""), &[]));
+        let key = format!("expert_layout: {}\n", option[2..].replace('-', "_"));
+        for first in ["each", "fused"] {
+            for second in ["each", "fused"] {
+                let found = by_name(&bench.merge(&recipe(first, second, ""), &[option]));
+                assert!(found == expected, "{option} {first} {second}");
+                bench.passes(&["verify", "out", "--full"]);
+                bench.passes(&["verify", "out", "--samples", "2"]);
+                let found = by_name(&bench.merge(&recipe(first, second, &key), &[]));
+                assert!(found == expected, "{key} {first} {second}");
+            }
+        }
+        // What is only copied is the bytes of the model; every byte of it is proven.
+        let other = if layout == "fused" { "each" } else { "fused" };
+        let copy = format!("merge_method: passthrough\nmodels: [{{model: a-{other}}}]\n");
+        let found = by_name(&bench.merge(&copy, &[option]));
+        assert!(
+            found == by_name(&bench.path(&format!("a-{layout}"))),
+            "{option}"
+        );
+        let file = bench.path("out/model.safetensors");
+        let whole = fs::read(&file).unwrap();
+        for (name, tensor) in found.iter().filter(|(name, _)| name.contains("experts")) {
+            let len = tensor.bytes.len();
+            let place = (0..=whole.len() - len).find(|&at| whole[at..].starts_with(&tensor.bytes));
+            for at in [0, len - 2] {
+                let mut bytes = whole.clone();
+                bytes[place.unwrap() + at] ^= 1;
+                fs::write(&file, bytes).unwrap();
+                let verified = bench.weld(&["verify", "out", "--full", "-q"]);
+                assert_eq!(verified.code, Some(1), "{name}: {}", verified.stdout);
+                assert!(
+                    verified.stdout.contains(name.as_str()),
+                    "{}",
+                    verified.stdout
+                );
+            }
+        }
+    }
+    // Where it cannot be, the key is named.
+    fs::remove_dir_all(bench.path("out")).unwrap();
+    bench.llama("dense", 1, Dtype::BF16);
+    let dense = "merge_method: passthrough\nmodels: [{model: dense}]\nexpert_layout: fused\n";
+    let message = bench.refused(&dense.replace("dense", "./dense"), &[]);
+    assert!(
+        message.contains("recipe.yml:3") && message.contains("no experts"),
+        "{message}"
+    );
+    let message = bench.refused(&dense.replace("fused", "fusde"), &[]);
+    assert!(message.contains("did you mean `fused`?"), "{message}");
+    let both = bench.weld(&["merge", "recipe.yml", "out", "--fused", "--per-expert"]);
+    assert_eq!(both.code, Some(2), "{}", both.stderr);
+    let two = format!(
+        "name: mean\n{}---\nmerge_method: passthrough\nmodels: [{{model: mean}}]\n",
+        recipe("each", "each", "expert_layout: fused\n")
+    );
+    let message = bench.refused(&two, &[]);
+    assert!(
+        message.contains("`expert_layout` has no place in a document"),
+        "{message}"
+    );
 }

@@ -573,7 +573,7 @@ fn messages_about_recipes_read_well() {
     2 | modles:
       | ^^^^^^
       |
-      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `statistics`, `parameters`, `dtype`, `out_dtype`, `output`, `quantization`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
+      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `statistics`, `parameters`, `dtype`, `out_dtype`, `output`, `quantization`, `expert_layout`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
 
     2 problems in recipe.yml
     ");
@@ -1153,7 +1153,7 @@ fn all_that_is_wrong_is_said_at_once_on_each_level() {
     3 | modls: 3
       | ^^^^^
       |
-      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `statistics`, `parameters`, `dtype`, `out_dtype`, `output`, `quantization`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
+      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `statistics`, `parameters`, `dtype`, `out_dtype`, `output`, `quantization`, `expert_layout`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
 
     error: expected `density` between 0 and 1, found `2`
      --> recipe.yml:6:36
