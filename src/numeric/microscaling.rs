@@ -122,7 +122,8 @@ vectorised! {
         for (code, value) in codes.iter_mut().zip(values) {
             let magnitude = value.abs();
             let is_negative = *value < R::ZERO || (R::ONE / *value) < R::ZERO;
-            odd |= !(magnitude < R::from_f32(8.0));
+            let has_code = magnitude < R::from_f32(8.0);
+            odd |= !has_code;
             // Half way between two codes, the even one.
             *code = u8::from(magnitude > R::from_f32(0.25))
                 + u8::from(magnitude >= R::from_f32(0.75))
