@@ -283,6 +283,7 @@ impl TensorSource for GgufValues {
             name: &self.entries[index].name,
             scheme,
             is_fp8: false,
+            is_mxfp4: false,
             parts: self.tensors(index).into_iter().map(part).collect(),
         })
     }
