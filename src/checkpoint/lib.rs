@@ -37,6 +37,7 @@ mod locate;
 mod model_ref;
 mod nearby;
 mod part;
+mod partly_here;
 mod pickle;
 mod quantised;
 mod reader;

@@ -1,18 +1,11 @@
 //! Weight files that lie elsewhere: only their headers are here, and the rest is fetched when it is needed.
 
-use std::collections::HashMap;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::behind::Reclaim;
-use super::error::CheckpointError;
-use super::files::Files;
-use super::shard::Shard;
-use super::source::{TensorEntry, TensorSource};
 use errors::Refusal;
-use numeric::Elements;
 
 /// Follows transfers. All methods may be called by several threads.
 pub trait Transfer: Send + Sync {
@@ -67,7 +60,7 @@ pub trait RemoteFile: Debug + Send + Sync {
 
 /// The weight files of a model that lie elsewhere, by their paths here.
 #[derive(Debug, Clone, Default)]
-pub struct RemoteFiles(Vec<(PathBuf, Arc<dyn RemoteFile>)>);
+pub struct RemoteFiles(pub(super) Vec<(PathBuf, Arc<dyn RemoteFile>)>);
 
 impl RemoteFiles {
     /// Whether there are none.
@@ -106,66 +99,4 @@ pub struct RemotePlace {
     pub file: Arc<dyn RemoteFile>,
     /// The offset of the tensor's first byte.
     pub offset: u64,
-}
-
-/// The tensors of files some of which lie elsewhere.
-#[derive(Debug)]
-pub(super) struct Remote {
-    files: Files,
-    by_path: HashMap<PathBuf, Arc<dyn RemoteFile>>,
-}
-
-impl Remote {
-    pub(super) fn new(files: Files, remote: &RemoteFiles) -> Remote {
-        Remote {
-            files,
-            by_path: remote.0.iter().cloned().collect(),
-        }
-    }
-
-    fn is_remote(&self, shard: &Shard) -> bool {
-        self.by_path.contains_key(&shard.path)
-    }
-}
-
-impl TensorSource for Remote {
-    fn base(&self) -> Option<&dyn TensorSource> {
-        Some(&self.files)
-    }
-
-    fn entries(&self) -> &[TensorEntry] {
-        self.files.entries()
-    }
-
-    fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
-        self.files.elements(index)
-    }
-
-    fn bytes(&self, index: usize) -> Option<&[u8]> {
-        self.files.bytes(index)
-    }
-
-    fn place(&self, index: usize) -> Option<(&Shard, u64)> {
-        self.files.place(index)
-    }
-
-    fn remote(&self, index: usize) -> Vec<RemotePlace> {
-        let place = self.files.place(index);
-        let remote = place.and_then(|(shard, offset)| {
-            let file = Arc::clone(self.by_path.get(&shard.path)?);
-            Some(RemotePlace { file, offset })
-        });
-        remote.into_iter().collect()
-    }
-
-    fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {
-        self.files.release(index, bytes, reclaim);
-    }
-
-    /// What is fetched is written by nobody else, and compared with its digest.
-    fn check_unchanged(&self) -> Result<(), CheckpointError> {
-        let shards = self.files.shards.iter();
-        let mut here = shards.filter(|shard| !self.is_remote(shard));
-        here.try_for_each(Shard::check_unchanged)
-    }
 }

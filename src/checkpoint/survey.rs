@@ -22,9 +22,9 @@ use super::hub::{listed_names, snapshot_of};
 use super::index::Index;
 use super::locate::Location;
 use super::part::Part;
+use super::partly_here::PartlyHere;
 use super::quantised::{CONFIG_KEYS, Decoder, Found, only_config_says};
 use super::reader::{Checkpoint, SidecarsFrom};
-use super::remote::Remote;
 use super::shard::FOLDER_NAMED_AS_A_FILE;
 use super::sidecars::{Sidecar, SidecarKind, is_carried, kind_of};
 use super::source::TensorSource;
@@ -392,7 +392,7 @@ impl Survey {
             checkpoint: (!files.tensors.is_empty() && is_gguf == gguf.is_some()).then(|| {
                 let source: Arc<dyn TensorSource> = match location.remote.is_empty() {
                     true => Arc::new(files),
-                    false => Arc::new(Remote::new(files, &location.remote)),
+                    false => Arc::new(PartlyHere::new(files, &location.remote)),
                 };
                 let source = match (decoder, gguf) {
                     (Some(decoder), _) => decoder.source(source),
