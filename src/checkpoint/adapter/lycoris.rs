@@ -364,6 +364,13 @@ fn kronecker(
     };
     let first = matrix(["lokr_w1", "lokr_w1_a", "lokr_w1_b"])?;
     let second = matrix(["lokr_w2", "lokr_w2_a", "lokr_w2_b"])?;
+    if let PairTensors::Whole(whole) = second
+        && weights.shape(whole).len() == 3
+    {
+        let why = "is a whole matrix of a convolution over one dimension, with which PEFT and LyCORIS make different \
+                   updates";
+        return Err(bad_key(weights, whole, why));
+    }
     match (parts.get("lokr_t2"), second) {
         (None, second) => Ok([first, second]),
         (Some(&core), PairTensors::Factors { a, b }) => {

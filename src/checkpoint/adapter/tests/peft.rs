@@ -598,7 +598,12 @@ fn loha_and_lokr_of_peft() {
         &of_gpt2,
         &options("LOKR", 2),
     );
+    let deep = [part("lokr_w1", &[2, 2]), part("lokr_w2", &[2, 2, 1])];
     for (found, part) in [
+        (
+            adapted(&deep, &options("LOKR", 2)),
+            "PEFT and LyCORIS make different updates",
+        ),
         (
             adapted(&loha, &options("LOHA", 2)),
             "rank 2, as adapter_config.json gives",
